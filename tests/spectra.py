@@ -15,11 +15,7 @@ SPECTRA: Mapping[str, Spectrum] = {
     "power 2": lambda i: i**-2,
     "exponential": lambda i: torch.exp(-i / 5),
     "rank 8": lambda i: (i <= 8).double(),
-    "the rank itself": lambda i: (i <= 24).double(),
-    "one more than the rank": lambda i: (i <= 25).double(),
     "rank 8 and noise": lambda i: (i <= 8) + torch.full_like(i, 1e-4),
-    "step at the rank": lambda i: torch.where(i <= 24, 1.0, 0.9),
-    "clusters": lambda i: torch.where(i <= 16, 1.0, torch.where(i <= 48, 0.999, 1e-3)),
     "a cluster across the rank": lambda i: torch.where(i <= 48, 1.0, 1e-3),
     "a faint tail": lambda i: torch.where(i <= 4, 1.0, 3e-5),
 }

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from lbm_lora import BaseConfig, bundled, load_model, open_checkpoint, run_base
-from lbm_lora.factorize.noise import rank_above, rounding_edge
+from lbm_lora.factorize import rank_above, rounding_edge
 from lbm_lora.imaging.grids import comparison_grid
 from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.tensors import to_images, to_tensor

@@ -71,8 +71,6 @@ class DeltaSums:
     """Sums over the values of a delta.
 
     Attributes:
-        squares: sum of delta^2.
-        absolutes: sum of |delta|.
         noise: sum of ulp(tuned)^2 / 12; see `storage_noise`.
     """
 
@@ -86,7 +84,6 @@ def subtract(tuned: Tensor, base: Tensor, out: Tensor) -> DeltaSums:
 
     Args:
         tuned, base: tensors of the same shape, of any floating-point or integer dtype.
-        out: fp32, contiguous.
 
     Returns:
         The sums; `squares` is not finite if a value of `out` is not.

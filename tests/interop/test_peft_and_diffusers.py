@@ -1,7 +1,6 @@
 """Our exports run in PEFT and diffusers, and files that these write run here: outputs equal those of a fused UNet."""
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -134,25 +133,6 @@ def test_peft_runs_our_export(
         assert error(output(loaded.merge_and_unload()), expected) < BOUND
 
 
-@pytest.mark.slow
-def test_ranks_that_stay_apart_run_in_both(tmp_path: Path, unet: UNet2DConditionModel, lora: Adapter) -> None:
-    """One module of rank 16 among modules of rank 1: too many zeros."""
-    modules = {
-        name: replace(module, down=module.down[:1], up=module.up[:, :1]) for name, module in lora.modules.items()
-    }
-    name = ModuleName("mid_block.attentions.0.proj_in")
-    modules[name] = LoraModule(name, torch.eye(16), 0.1 * torch.randn(16, 16), 16.0)
-    adapter = Adapter(modules, {})
-    saved = save_adapter(adapter, tmp_path / "x.safetensors", format="diffusers")
-    assert saved.notes[0].startswith("The modules keep their ranks of 1 to 16")
-    save_adapter(adapter, tmp_path / "peft", format="peft")
-    in_diffusers = copy.deepcopy(unet)
-    in_diffusers.load_lora_adapter(str(tmp_path), prefix="unet", weight_name="x.safetensors")
-    in_peft = PeftModel.from_pretrained(copy.deepcopy(unet), str(tmp_path / "peft"))
-    expected = fused(unet, adapter)
-    assert max(error(output(in_diffusers), expected), error(output(in_peft), expected)) < BOUND
-
-
 CONFIGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "patterns": {"rank_pattern": {"conv1": 2, "^conv_in": 3}, "alpha_pattern": {"to_[qk]": 7}, "use_rslora": True},
@@ -221,17 +201,3 @@ def test_we_read_a_model_with_layers_of_peft_in_memory(unet: UNet2DConditionMode
     found = load_adapter(state, base=component(unet))
     assert not found.dense
     assert error(fused(unet, found), output(model)) < BOUND
-
-
-def test_our_twin_of_a_diffusers_file_runs_there_again(tmp_path: Path, unet: UNet2DConditionModel) -> None:
-    """diffusers -> native -> diffusers: the alphas of rsLoRA survive both ways."""
-    config = LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=LAYERS)
-    model = copy.deepcopy(unet)
-    model.add_adapter(config)
-    trained(config, model)
-    model.save_lora_adapter(tmp_path)
-    native = load_adapter(tmp_path).save(tmp_path / "native.safetensors")
-    load_adapter(native).save(tmp_path / "twin.safetensors", "diffusers")
-    again = copy.deepcopy(unet)
-    again.load_lora_adapter(str(tmp_path / "twin.safetensors"), prefix="unet")
-    assert error(output(again), output(model)) < BOUND

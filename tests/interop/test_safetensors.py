@@ -101,25 +101,6 @@ def test_we_read_what_we_write(tmp_path: Path, tensors: dict[str, Tensor], metad
     assert all(same_bits(found.read(name), tensor) for name, tensor in tensors.items())
 
 
-def test_a_slice_of_the_reference_reader(tmp_path: Path) -> None:
-    tensors = {"odd": torch.arange(3.0).half(), "wide": torch.arange(24.0).reshape(4, 6)}
-    write(tmp_path / "a.safetensors", tensors, ["odd", "wide"])
-    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
-        assert torch.equal(file.get_slice("wide")[1:3, ::1], tensors["wide"][1:3])
-
-
-def test_late_metadata_is_what_the_reference_reads(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    with SafetensorsWriter(
-        path, {"a": TensorSpec(torch.float32, (2,))}, metadata={"k": ""}, metadata_room=999
-    ) as writer:
-        writer.write("a", torch.ones(2))
-        writer.metadata = {"k": "v" * 900, "note": "Größe ∑"}
-    with safe_open(path, framework="pt") as file:
-        assert file.metadata() == {"k": "v" * 900, "note": "Größe ∑"}
-        assert torch.equal(file.get_tensor("a"), torch.ones(2))
-
-
 def test_shards_of_the_hub_are_one_checkpoint(tmp_path: Path) -> None:
     from huggingface_hub import save_torch_state_dict
 

@@ -131,7 +131,6 @@ def is_unchanged(adapter: Adapter) -> bool:
 
 
 def _facts(adapter: Adapter) -> tuple[object, ...]:
-    """Return all that tells adapters apart besides values."""
     modules = [(name, module.alpha, module.grid is None) for name, module in sorted(adapter.modules.items())]
     shapes = [(value.shape, value.dtype) for value in _values(adapter)]
     return adapter.metadata, adapter.prefix, adapter.dtype, adapter.file_format, modules, sorted(adapter.dense), shapes
@@ -250,11 +249,7 @@ def files_of(path: Path, format: FormatName) -> tuple[Path, ...]:
 
 
 def plan_files(outputs: Outputs, path: Path, format: FormatName, what: str = "") -> None:
-    """Note the files of an adapter in a format.
-
-    Args:
-        what: what they are, where the user did not name the path; see `Outputs.writes`.
-    """
+    """Note the files of an adapter in a format."""
     weights, *configs = files_of(path, format)
     outputs.writes(weights, what)
     for config in configs:
@@ -263,7 +258,6 @@ def plan_files(outputs: Outputs, path: Path, format: FormatName, what: str = "")
 
 
 def _without_unwanted(adapter: Adapter, wishes: Wishes) -> tuple[Adapter, tuple[ParamName, ...]]:
-    """Return an adapter without the biases and norms that the wishes drop, and their names."""
 
     def is_dropped(name: ParamName) -> bool:
         return (wishes.norms if is_norm(name) else wishes.biases if leaf_of(name) == "bias" else "keep") == "drop"

@@ -24,8 +24,6 @@ class LedgerRow:
 
     Attributes:
         reason: why the tensor has its status, in words.
-        rank: stored rank, for a lora module.
-        measure: the delta, and its error as stored in the file.
     """
 
     name: ParamName

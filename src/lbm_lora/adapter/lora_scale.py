@@ -28,7 +28,6 @@ class LoraScale:
 
     @classmethod
     def parse(cls, value: "str | float | LoraScale") -> "LoraScale":
-        """Return the scale that a user wrote."""
         if isinstance(value, LoraScale):
             return value
         if not isinstance(value, str):
@@ -49,7 +48,6 @@ class LoraScale:
         return not self.parts
 
     def by_param(self, names: Collection[ParamName]) -> dict[ParamName, float]:
-        """Return the scale of each parameter."""
         scales = dict.fromkeys(names, self.default)
         for pattern, scale in self.parts:
             for name in select(names, [pattern], prefix=DENOISER_PREFIX, params=True):
@@ -62,7 +60,6 @@ class LoraScale:
 
     @cached_property
     def text(self) -> str:
-        """As a user writes it."""
         return ",".join([_spelled(self.default), *(f"{pattern}={_spelled(scale)}" for pattern, scale in self.parts)])
 
     @property
@@ -72,7 +69,6 @@ class LoraScale:
 
 
 def _spelled(number: float) -> str:
-    """The shortest text that gives the same number."""
     short = f"{number:g}"
     return short if float(short) == number else repr(number)
 

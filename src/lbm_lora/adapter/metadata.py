@@ -35,7 +35,6 @@ class AdapterMetadata:
         base_fingerprint: digest of the base's component; empty if the file does not record it.
         base_tensors: short digests of the base's tensors in the order of their names, joined.
         tuned_fingerprint: digest of the tuned component, for an extracted adapter.
-        facts: everything else, as stored in the header.
     """
 
     format: str = ""
@@ -99,8 +98,6 @@ def extraction_facts(
     """Return the facts of an extracted adapter.
 
     Args:
-        rank, conv_rank: requested ranks.
-        counts: tensors per ledger status.
         errors: errors measured after rounding to the stored dtype.
         settings: settings of the run; file names without folders.
     """
@@ -122,7 +119,6 @@ def rounded(error: float) -> float:
 
 
 def compact(value: object) -> str:
-    """Return JSON as facts hold it."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 

@@ -22,7 +22,6 @@ class LoraModule:
     """Low-rank delta of one weight: scaling * up @ down.
 
     Attributes:
-        name: module name, without the component's prefix.
         down: (rank, in) or (rank, in, kh, kw).
         up: (out, rank) or (out, rank, 1, 1).
         alpha: scaling = alpha / rank.
@@ -78,8 +77,6 @@ class Adapter:
         path: the file that it was read from, for messages; None for one that was made in memory.
         dtype: dtype when saved: int8 if the factors are exact in 8 bits and should be stored so (in memory they are
             fp32, and dense deltas fp16), `PACKED` if all have grids; None is the dtype of the tensors.
-        file_format: format of the file that it was read from.
-        grids: bits and unit of each dense delta, if it is that of a packed file.
     """
 
     modules: Mapping[ModuleName, LoraModule]
@@ -119,9 +116,6 @@ class Adapter:
             format: the format of the file, for the program that will read it.
             biases, norms: what becomes of these deltas if the format cannot hold them.
             base: the component that the adapter is for; `replace` needs its values.
-
-        Returns:
-            The path.
 
         Raises:
             AdapterError: the format cannot hold a part of it.

@@ -36,11 +36,7 @@ _ENDINGS = (*_FACTORS, DIFF_PARAM, DIFF_BIAS, DIFF, DENSE_PARAM, DENSE_BIAS, DEN
 
 
 def dense_key(prefix: str, name: ParamName, dtype: torch.dtype) -> str:
-    """Return the key of a parameter's dense delta.
-
-    Args:
-        dtype: dtype of the factors in the file.
-    """
+    """Return the key of a parameter's dense delta."""
     weight, bias, other = (DENSE, DENSE_BIAS, DENSE_PARAM) if dtype == torch.int8 else (DIFF, DIFF_BIAS, DIFF_PARAM)
     ending = {"weight": weight, "bias": bias}.get(leaf_of(name))
     return f"{prefix}{module_of(name)}{ending}" if ending and module_of(name) else f"{prefix}{name}{other}"
@@ -49,12 +45,7 @@ def dense_key(prefix: str, name: ParamName, dtype: torch.dtype) -> str:
 def module_specs(
     prefix: str, name: ModuleName, shape: tuple[int, ...], rank: int, dtype: torch.dtype
 ) -> dict[str, TensorSpec]:
-    """Return keys, dtypes and shapes of the three tensors of a lora module.
-
-    Args:
-        shape: shape of the weight.
-        dtype: dtype of its factors in the file.
-    """
+    """Return keys, dtypes and shapes of the three tensors of a lora module."""
     key, up, down = prefix + name, up_shape(shape, rank), down_shape(shape, rank)
     if dtype == torch.int8:
         return {
@@ -99,7 +90,6 @@ def prefix_of(keys: Iterable[str]) -> str:
 def decode(
     tensors: Mapping[str, Tensor], prefix: str, where: Path
 ) -> tuple[dict[ModuleName, LoraModule], dict[ParamName, Tensor]]:
-    """Return the lora modules and dense deltas in a file's tensors. A missing alpha means the rank."""
     parts: dict[ModuleName, dict[str, Tensor]] = {}
     dense: dict[ParamName, Tensor] = {}
     unknown: list[str] = []
@@ -163,7 +153,6 @@ def alpha_in(stored: Tensor, name: ModuleName, where: Path) -> float:
 
 
 def _from_int8(name: ModuleName, up: Tensor, down: Tensor, unit: Tensor, where: Path) -> LoraModule:
-    """Return one lora module from factors in 8 bits, in fp32."""
     rank = down.shape[0]
     if up.dtype != torch.int8 or down.dtype != torch.int8 or unit.shape != (rank,) or unit.dtype != torch.float32:
         raise AdapterError(

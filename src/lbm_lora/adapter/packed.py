@@ -105,7 +105,6 @@ def regridded(adapter: Adapter, given: Adapter) -> Adapter:
 
     Args:
         adapter: differs from `given` only in its dense deltas, and in a factor for each rank, which its unit absorbs.
-        given: packed.
     """
     modules = {name: _rescaled(module, given.modules[name]) for name, module in adapter.modules.items()}
     dense: dict[ParamName, Tensor] = {}
@@ -137,7 +136,6 @@ def _rescaled(module: LoraModule, given: LoraModule) -> LoraModule:
 
 
 def is_packed(keys: Mapping[str, object]) -> bool:
-    """Return whether a file with these keys is packed."""
     return INDEX in keys or DATA in keys
 
 
@@ -215,7 +213,6 @@ def _counts(index: Index, data: bytes) -> Iterator[Int16[np.ndarray, "rank n"]]:
 
 
 def _runs(widths: tuple[int, ...]) -> Iterator[tuple[int, slice]]:
-    """Yield the runs of ranks of one width."""
     start = 0
     for width, run in groupby(widths):
         end = start + len(list(run))
@@ -229,7 +226,6 @@ def _grid_of(module: LoraModule) -> Grid:
 
 
 def _units(unit: Tensor) -> _Bytes:
-    """Return 3 bytes for each unit."""
     whole = unit.contiguous().view(torch.int32).numpy() >> _DROPPED
     return whole.astype(">u4").view(np.uint8).reshape(-1, 4)[:, 1:].reshape(-1)
 
@@ -244,7 +240,6 @@ def _units_of(data: _Bytes) -> Tensor:
 
 
 def _packed(counts: Int16[np.ndarray, " count"], width: int) -> _Bytes:
-    """Return the bytes of counts that are not coded."""
     return pack_bits((counts.astype(np.int32) + largest(width)).astype(np.uint16), width)
 
 
@@ -299,7 +294,6 @@ def _low_bits(width: int) -> int:
 
 
 def _grouped(whole: UInt16[np.ndarray, " n"], width: int) -> UInt8[np.ndarray, " m"]:
-    """Return a byte for each group of counts; the last group is filled with zeros."""
     per_byte, base = _PER_BYTE.get(width, 1), 2 * largest(width) + 1
     digits = np.zeros(-(-len(whole) // per_byte) * per_byte, np.uint8)
     digits[: len(whole)] = whole

@@ -41,7 +41,6 @@ class Index:
     dense: Mapping[ParamName, tuple[tuple[int, ...], int]]
 
     def encoded(self) -> UInt8[np.ndarray, " n"]:
-        """Return the bytes of the index."""
         text = {
             "prefix": self.prefix,
             "modules": {name: [shape, _digits(widths)] for name, (shape, widths) in self.modules.items()},
@@ -58,11 +57,7 @@ class Index:
 
 
 def rank_bytes(shape: tuple[int, ...], width: int, more: float = 1.0) -> int:
-    """Return the expected bytes of a rank of a weight of this shape; those of a file are known when it is written.
-
-    Args:
-        more: factor of the expected bits.
-    """
+    """Return the expected bytes of a rank of a weight of this shape; those of a file are known when it is written."""
     return UNIT_BYTES + math.ceil(sum(matrix_shape(shape)) * more * CODED_BITS[width] / 8)
 
 

@@ -26,7 +26,6 @@ class AdapterBuilder:
     """Collects lora modules and dense deltas in memory, as `AdapterWriter` does in a file.
 
     Args:
-        dtype: of a file of the adapter.
         metadata: as far as it is known; may be replaced until the end.
     """
 
@@ -59,7 +58,6 @@ class AdapterWriter:
     Args:
         dtype: dtype of factors and dense deltas; with int8 factors, dense deltas are fp16.
         shapes, ranks: shapes and ranks of the weights that may be added as lora modules.
-        dense: shapes of the parameters that may be added as dense deltas.
         metadata: metadata known so far; may be replaced until exit.
     """
 
@@ -102,11 +100,7 @@ class AdapterWriter:
 
 
 class PackedWriter:
-    """Writer of a packed file, with the interface of `AdapterWriter`; all is written at exit, after the last delta.
-
-    Args:
-        metadata: metadata known so far; may be replaced until exit.
-    """
+    """Writer of a packed file, with the interface of `AdapterWriter`; all is written at exit, after the last delta."""
 
     def __init__(self, path: Path, prefix: str, metadata: AdapterMetadata) -> None:
         self.metadata = metadata

@@ -120,7 +120,6 @@ def _check(model: nn.Module, adapters: Sequence[ScaledAdapter]) -> None:
 
 
 def _tensor(model: nn.Module, name: ParamName) -> Tensor:
-    """Return a parameter, or a buffer such as a running mean."""
     try:
         return model.get_parameter(name)
     except AttributeError:

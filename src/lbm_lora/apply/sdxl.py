@@ -26,7 +26,6 @@ class Adapted:
 
     Attributes:
         left_out: param names of the given adapter that are not in it.
-        cropped: param names whose last columns were cut off.
     """
 
     adapter: Adapter
@@ -42,7 +41,6 @@ def adapted_to_lbm(adapter: Adapter, shapes: Mapping[ParamName, tuple[int, ...]]
 
     Args:
         shapes: param name -> shape of the LBM's denoiser.
-        crop: keep the first columns of those deltas, instead of leaving them out.
     """
     wider = tuple(name for name in adapter.params if name.endswith(_OF_TEXT) and _is_wider(adapter, name, shapes))
     foreign = tuple(name for name in adapter.params if name.startswith(_NOT_IN_LBM) and name not in shapes)
@@ -70,7 +68,6 @@ def _is_wider(adapter: Adapter, name: ParamName, shapes: Mapping[ParamName, tupl
 
 
 def _cropped(adapter: Adapter, columns: Mapping[ParamName, int]) -> Adapter:
-    """Keep the first columns of some deltas."""
 
     def module(name: ModuleName, whole: LoraModule) -> LoraModule:
         count = columns.get(weight_of(name))

@@ -58,7 +58,6 @@ def kind_of(keys: Collection[str], metadata: Mapping[str, str]) -> FileKind | No
 
 
 def _foreign(keys: Collection[str]) -> FileKind | None:
-    """A LoRA of another program."""
     unread = next((name for part, name in _UNREAD.items() if _has(keys, (part,))), "")
     if _starts(keys, "lycoris_", "lora_unet_") and _has(keys, (".a1.weight",)):
         unread = "a GLoRA file, which scales and shifts weights"
@@ -85,7 +84,6 @@ def _foreign(keys: Collection[str]) -> FileKind | None:
 
 
 def _network(keys: Collection[str]) -> FileKind | None:
-    """A model, or a part of one."""
     if _starts(keys, "model.diffusion_model."):
         return FileKind("a single-file Stable Diffusion checkpoint", "network")
     if _starts(keys, DENOISER_PREFIX):

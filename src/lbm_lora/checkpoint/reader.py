@@ -175,9 +175,6 @@ def open_checkpoint(checkpoint: CheckpointLike, *, label: str = "state dict") ->
 
     An open checkpoint gives another view of it, which can be closed by itself; a state dict is read from memory.
 
-    Args:
-        label: what messages call a state dict.
-
     Raises:
         CheckpointError: the file does not exist, or cannot be read as a checkpoint.
     """

@@ -65,7 +65,6 @@ class SafetensorsFile:
 
 
 def _read_header(path: Path, length: bytes, size: int, read: Callable[[int], bytes]) -> dict[str, object]:
-    """Return the JSON header, checked for length and form."""
     count = int.from_bytes(length, "little")
     if len(length) < _LENGTH_BYTES or count > min(size - _LENGTH_BYTES, _MAX_HEADER_BYTES):
         raise CheckpointError(
@@ -81,7 +80,6 @@ def _read_header(path: Path, length: bytes, size: int, read: Callable[[int], byt
 
 
 def _entry(path: Path, name: str, entry: object) -> tuple[TensorSpec, int]:
-    """Return one header entry as (spec, offset from the start of the data)."""
     try:
         fields = cast(dict[str, object], entry)
         code, shape = cast(str, fields["dtype"]), cast(list[int], fields["shape"])

@@ -5,6 +5,9 @@ unpickler used here knows only tensors and plain containers; every other class b
 neither run code nor fail because a class of its trainer is not installed. Its instructions are read once before they
 are followed, so that it cannot ask for memory that its size does not justify. Tensor bytes stay in the file, behind a
 memory map, until a tensor is requested.
+
+`torch.load` with such an unpickler would do most of this, but it hands TorchScript archives to `torch.jit.load`, takes
+compressed records for tensors, and lets a pickle fill the memory: the checks against that are half of this module.
 """
 
 import collections
@@ -86,7 +89,6 @@ def _first(value: object, *rest: object) -> object:
 
 
 def _rebuild_from_type(rebuild: object, kind: object, arguments: tuple[object, ...], *rest: object) -> object:
-    """Return the tensor without its extra attributes."""
     return rebuild(*arguments) if rebuild in (_rebuild, _first) else _Inert()  # pyright: ignore[reportCallIssue]
 
 
@@ -170,7 +172,6 @@ class TorchFile:
         return spec
 
     def read(self, name: str) -> torch.Tensor:
-        """Return the tensor `name` in its storage dtype, as a view of the file."""
         lazy, dtype = self._tensors[name], self.specs[name].dtype
         offset, nbytes = self._places[lazy.key]
         try:
@@ -196,7 +197,6 @@ def _is_archive(path: Path) -> bool:
 
 
 def _root(path: Path, archive: zipfile.ZipFile) -> str:
-    """Return the archive's top folder, with a slash."""
     names = archive.namelist()
     root = next((name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")), None)
     if root is None:

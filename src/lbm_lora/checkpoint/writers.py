@@ -122,7 +122,6 @@ class SafetensorsWriter(_Writer):
         self._position += self._file.write(bytes_of(tensor))
 
     def _finish(self) -> None:
-        """Append the held-back tensors, widest items first, and fill in the header."""
         for name, tensor in sorted(self._late, key=lambda row: -row[1].dtype.itemsize):
             self._append(name, tensor)
         header = _header(self._entries, self.metadata)
@@ -181,9 +180,7 @@ class TorchWriter(_Writer):
     `weights_only=True` can read it.
 
     Args:
-        specs: every tensor, in order.
         kind: the kind of checkpoint for the mark, see `lbm_lora.files`.
-        extra: plain entries next to the tensors.
         containers: each entry that holds the tensors -> the prefix of their names there; the bytes are stored once.
             The documented base has `model_state_dict`.
     """

@@ -1,6 +1,10 @@
 """Merge scaled LoRAs into one, in product space: the ranks of every delta first, then its factors.
 
 Never the factors separately: s A1 B1 + t A2 B2 is not (s A1 + t A2) (s B1 + t B2), which adds cross terms.
+
+An extraction records the checkpoint that it starts from and the one that it leads to. A LoRA made on that tuned
+checkpoint starts where the extraction ends, so both together start at the extraction's base: a chain base -> tuned ->
+further tuned.
 """
 
 import json
@@ -29,10 +33,10 @@ from lbm_lora.adapter import (
 )
 from lbm_lora.adapter.metadata import SETTINGS_KEY
 from lbm_lora.checkpoint import dtype_name
-from lbm_lora.combine.merge_base import MergedBase
 from lbm_lora.combine.methods import DENSITY, combine_by
 from lbm_lora.combine.products import Products, Summand, product_norm
 from lbm_lora.combine.shrink import Shrinking, chooser_of
+<<<<<<< HEAD
 from lbm_lora.configs.values import MergeMethod
 from lbm_lora.errors import AdapterError, ConfigError, Option, give_one
 from lbm_lora.factorize import Factors, FixedRank, product_svd, rank_bound
@@ -40,6 +44,16 @@ from lbm_lora.naming import ParamName, module_of
 from lbm_lora.parallel import ordered_map
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import Choice, FixedRanks, OutputNorm, RankOptions, RankRule, rank_rule, unweighted
+=======
+from lbm_lora.configs.merge import MergeConfig
+from lbm_lora.configs.rank_options import RankOptions
+from lbm_lora.errors import AdapterError, ConfigError, Option, WrongBaseError, give_one, listing
+from lbm_lora.factorize import Factors, FixedRank, product_svd, rank_bound
+from lbm_lora.naming import ParamName, module_of
+from lbm_lora.parallel import ordered_map
+from lbm_lora.progress import SILENT, Progress, warn
+from lbm_lora.ranks import Choice, FixedRanks, OutputNorm, RankRule, rank_rule, unweighted
+>>>>>>> room-core
 
 TOLERANCE = 3e-7
 """Share of the norms of a delta's terms that is lost with the singular values of their rounding in fp32."""
@@ -47,6 +61,7 @@ TOLERANCE = 3e-7
 Ranks = Mapping[ParamName, int | None]
 """Rank of each matrix; None is the dense delta, 0 nothing."""
 
+_SHOWN = 8  # digits of a fingerprint in messages
 WITH_DENSITY = ("ties", "dare", "knots")
 """Methods that keep a share of the entries."""
 
@@ -113,12 +128,27 @@ def _check_density(options: MergeOptions) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MergedBase:
+    """What a merged LoRA starts from and leads to.
+
+    Attributes:
+        fingerprint, tensors: of the base; empty if no LoRA records its base.
+        tuned: fingerprint of the checkpoint that it leads to; empty if there is none.
+        labels: the LoRAs of a chain, from the base on; empty if all have one base.
+    """
+
+    fingerprint: str
+    tensors: str
+    tuned: str
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class MergedAdapter:
     """What a merge made.
 
     Attributes:
         adapter: the LoRA if it was kept in memory; None if it was written.
-        ledger: a row for each parameter of the LoRAs, with the error as stored.
     """
 
     adapter: Adapter | None
@@ -174,11 +204,18 @@ def merge_adapters(
     return MergedAdapter(adapter=store.adapter() if isinstance(store, AdapterBuilder) else None, ledger=ledger)
 
 
+<<<<<<< HEAD
 def _stored_dtype(options: MergeOptions, adapters: Sequence[Adapter]) -> torch.dtype:
     """Return the dtype asked for, else that of all LoRAs, else fp32; fp32 for exact factors."""
     if options.save_precision is not None:
         return precision(options.save_precision)
     return torch.float32 if options.exact else common_dtype(adapters)
+=======
+def _stored_dtype(config: MergeConfig, adapters: Sequence[Adapter]) -> torch.dtype:
+    if config.save_precision is not None:
+        return precision(config.save_precision)
+    return torch.float32 if config.exact else common_dtype(adapters)
+>>>>>>> room-core
 
 
 def _ranks(
@@ -203,8 +240,12 @@ def _settings(
     density: float,
     dtype: torch.dtype,
 ) -> dict[str, object]:
+<<<<<<< HEAD
     """Return the settings that the file records; file names without folders."""
     made_for_output = options.calibration is not None or any(one.metadata.is_made_for_output for one, _ in loras)
+=======
+    made_for_output = config.calibration is not None or any(one.metadata.is_made_for_output for one, _ in loras)
+>>>>>>> room-core
     return {
         "merged": [
             {"lora": adapter.path.name if adapter.path else f"LoRA {number}", "lora_scale": scale.text}
@@ -223,9 +264,6 @@ def _settings(
 def lossless_ranks(shrinking: Shrinking, cap: FixedRank | None = None, progress: Progress = SILENT) -> Ranks:
     """Return the numerical rank of each matrix: directions that are only rounding of the terms, as where two LoRAs
     share them or cancel, take none. A matrix whose factors would take more bytes is dense.
-
-    Args:
-        cap: the highest ranks, with which it is no longer lossless.
     """
     names = shrinking.products.matrices()
     progress.start(len(names), "finding ranks")
@@ -258,7 +296,6 @@ def chosen_ranks(
 
     Args:
         header: metadata of the file, as far as it is known.
-        norm: output norm, if errors are weighted by it; that of `shrinking`.
     """
     chooser = chooser_of(shrinking, [header], norm, progress, can_leave_out=False)
     (found,) = chooser.choose(rule, None)
@@ -287,3 +324,80 @@ def _cheaper(shrinking: Shrinking, name: ParamName, rank: int) -> int | None:
     factors = module_bytes(shrinking.prefix, module_of(name), shape, rank, shrinking.dtype)
     dense = stored_bytes(shrinking.prefix, name, shape, shrinking.dtype)
     return rank if rank < rank_bound(shape) and factors < dense else None
+
+
+def merged_base(summands: Sequence[Summand], *, allow_other_base: bool = False) -> MergedBase:
+    """Return the one base of LoRAs; their order does not matter. One without a fingerprint gives a warning.
+
+    Args:
+        allow_other_base: warn instead of failing, and keep the base of the first LoRA that records one.
+    """
+    adapters = [one.adapter for one in summands]
+    for adapter in adapters:
+        if not adapter.metadata.base_fingerprint:
+            warn(f"{adapter.label} does not say which base it was made from, so its base cannot be checked.")
+    known = [adapter for adapter in adapters if adapter.metadata.base_fingerprint]
+    if not known:
+        return MergedBase(fingerprint="", tensors="", tuned="")
+    chain = _chain(known)
+    if chain is None:
+        _refuse(known, allow_other_base=allow_other_base)
+        return MergedBase(fingerprint=_base(known[0]), tensors=known[0].metadata.base_tensors, tuned="")
+    is_complete = len(known) == len(adapters) == len(chain) and all(_is_unscaled(one) for one in summands)
+    return MergedBase(
+        fingerprint=_base(chain[0]),
+        tensors=chain[0].metadata.base_tensors,
+        tuned=chain[-1].metadata.tuned_fingerprint if is_complete else "",
+        labels=tuple(adapter.label for adapter in chain) if len({_base(one) for one in known}) > 1 else (),
+    )
+
+
+def _chain(adapters: Sequence[Adapter]) -> list[Adapter] | None:
+    """Return one LoRA for each step from the common base on; None if there are several bases that no steps connect."""
+    bases = {_base(adapter) for adapter in adapters}
+    steps = {
+        _base(adapter): adapter
+        for adapter in reversed(adapters)
+        if adapter.metadata.tuned_fingerprint in bases - {_base(adapter)}
+    }
+    led_to = {adapter.metadata.tuned_fingerprint for adapter in steps.values()}
+    starts = [base for base in bases if base not in led_to]
+    if len(starts) != 1:
+        return None
+    chain: list[Adapter] = []
+    base, left = starts[0], set(bases)
+    while base in steps and base in left:
+        left.remove(base)
+        chain.append(steps[base])
+        base = steps[base].metadata.tuned_fingerprint
+    if left != {base}:
+        return None
+    return [*chain, next(adapter for adapter in adapters if _base(adapter) == base)]
+
+
+def _refuse(adapters: Sequence[Adapter], *, allow_other_base: bool) -> None:
+    """Name the LoRA of each base; where it is a step, also what it leads to."""
+    first: dict[str, Adapter] = {}
+    for adapter in adapters:
+        first.setdefault(_base(adapter), adapter)
+    found = listing(f"{adapter.label} from {base[:_SHOWN]}{_leads_to(adapter)}" for base, adapter in first.items())
+    problem = (
+        f"the LoRAs were made from different bases: {found}. A LoRA that was made on a tuned checkpoint merges with "
+        "the extraction of that checkpoint."
+    )
+    if not allow_other_base:
+        raise WrongBaseError(f"{problem} To merge them all the same: ", Option("allow_other_base"), ".")
+    warn(problem)
+
+
+def _leads_to(adapter: Adapter) -> str:
+    tuned = adapter.metadata.tuned_fingerprint
+    return f" to {tuned[:_SHOWN]}" if tuned else ""
+
+
+def _base(adapter: Adapter) -> str:
+    return adapter.metadata.base_fingerprint
+
+
+def _is_unscaled(summand: Summand) -> bool:
+    return all(scale == 1 for scale in summand.scales.values())

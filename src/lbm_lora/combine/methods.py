@@ -73,7 +73,6 @@ def ties(terms: Sequence[Tensor], density: float) -> Tensor:
     """Return the disjoint mean of trimmed terms (TIES, algorithm 1, with scaling 1).
 
     Args:
-        terms: tensors of one shape.
         density: share of the entries, the largest ones, that each term keeps.
     """
     trimmed = torch.stack([_largest(term, density) for term in terms])
@@ -95,13 +94,7 @@ def dare(terms: Sequence[Tensor], density: float, generator: torch.Generator) ->
 
 @dataclass(frozen=True)
 class Core:
-    """Terms in their shared bases: term = left @ cores[t] @ right.
-
-    Attributes:
-        left: (out, p), orthonormal columns.
-        cores: (p, q) of each term.
-        right: (q, columns), orthonormal rows.
-    """
+    """Terms in their shared bases: term = left @ cores[t] @ right."""
 
     left: Float[Tensor, "out p"]
     cores: Sequence[Float[Tensor, "p q"]]
@@ -158,7 +151,6 @@ def knots(terms: Sequence[Factors], density: float) -> Factors:
 
 
 def _even(term: Factors) -> Factors:
-    """Return a term as U sqrt(S), sqrt(S) V^T, whatever its factors are."""
     svd = _significant(product_svd(term))
     root = svd.values.sqrt()
     return Factors(svd.left * root, root[:, None] * svd.right)
@@ -170,7 +162,6 @@ def _significant(svd: TruncatedSVD) -> TruncatedSVD:
 
 
 def _basis(columns: Float[Tensor, "n k"]) -> Float[Tensor, "n p"]:
-    """Return the left singular vectors that span the columns."""
     return _significant(exact_svd(columns, min(columns.shape))).left
 
 

@@ -37,9 +37,6 @@ class Resized:
         path: its file; None if it is kept in memory.
         ledger: a row for each parameter of the LoRA that was resized, with the error against it as stored.
         adapter: the adapter if it was kept in memory; None if it was written.
-        chosen: its ranks with their trial.
-        predicted: its expected and measured error.
-        sizes: predictions for other sizes.
         rank, conv_rank: highest stored rank of linear and of conv layers; 0 without any.
         kept: lora modules that have no more ranks than were wanted, and are kept as they are.
     """
@@ -71,10 +68,6 @@ def resize_adapter(
 
     Args:
         paths: one file for each of `rule.names`; None for an adapter that is kept in memory.
-        dtype: dtype of stored factors and dense deltas; with int8, dense deltas are fp16.
-        left_out: params that are not stored, with the reason.
-        settings: settings recorded in the files' metadata, besides the rule.
-        norm: output norm, if errors are weighted by it.
         open_trial: opens the network in which choices are run before they are written.
     """
     shrinking = Shrinking(

@@ -69,10 +69,7 @@ class Shrinking:
     """Products, and how they are stored.
 
     Attributes:
-        products: deltas of one or several LoRAs.
         dtype: dtype of stored factors and dense deltas; with int8, dense deltas are fp16.
-        prefix: prefix of the component.
-        weights_of: returns the cost of an error in a module.
         left_out: params that are not stored, with the reason.
         keeps_factors: store the factors of a product as they are, without a decomposition, at their own rank.
     """
@@ -294,8 +291,6 @@ def chooser_of(
 
     Args:
         headers: metadata of each file, as far as it is known.
-        norm: output norm, if errors are weighted by it; that of `shrinking`.
-        can_leave_out: see `RankAllocator`.
     """
     spectra, others = shrinking.survey(progress)
     allocator = RankAllocator(

@@ -3,14 +3,18 @@
 from lbm_lora.factorize.budget import (
     Allocation,
     Spectrum,
+    WidthAllocation,
+    WidthCosts,
     allocate,
     allocate_error,
+    allocate_widths,
+    allocate_widths_for,
     curve,
     energy_rank,
     error_rank,
 )
-from lbm_lora.factorize.eight_bit import EightBit, grid_noise, quantize, shortened
 from lbm_lora.factorize.factors import (
+    EightBit,
     Factors,
     concatenated,
     dense_dtype,
@@ -18,8 +22,11 @@ from lbm_lora.factorize.factors import (
     factorize,
     factorize_ranks,
     factors_of,
+    grid_noise,
     product_svd,
+    quantize,
     rounded,
+    shortened,
     stored_factors,
 )
 from lbm_lora.factorize.grid import (
@@ -44,9 +51,8 @@ from lbm_lora.factorize.matrix import (
     to_matrix,
     up_shape,
 )
-from lbm_lora.factorize.measure import Measure, measure_delta, with_error
+from lbm_lora.factorize.measure import Measure, measure_delta, rank_above, rounding_edge, with_error
 from lbm_lora.factorize.moments import Moment, MomentAccumulator
-from lbm_lora.factorize.noise import rank_above, rounding_edge
 from lbm_lora.factorize.roots import Root, TriangularRoot
 from lbm_lora.factorize.svd import TruncatedSVD, exact_svd, truncated_svd
 from lbm_lora.factorize.weighted import (
@@ -59,4 +65,3 @@ from lbm_lora.factorize.weighted import (
     weighted_product_svd,
     weighted_svd,
 )
-from lbm_lora.factorize.width_budget import WidthAllocation, WidthCosts, allocate_widths, allocate_widths_for

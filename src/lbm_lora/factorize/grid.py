@@ -18,8 +18,7 @@ from jaxtyping import Float, Float32, Float64, Int16
 from torch import Tensor
 
 from lbm_lora.errors import InputError
-from lbm_lora.factorize.eight_bit import power_of_two, shortened
-from lbm_lora.factorize.factors import Factors
+from lbm_lora.factorize.factors import Factors, root_of_unit, shortened
 from lbm_lora.factorize.roots import Root, TriangularRoot, joined, vectors_of
 
 PACKED = torch.int16
@@ -50,12 +49,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Counts:
-    """Factors as a packed file stores them.
-
-    Attributes:
-        up: (out, rank).
-        down: (rank, columns).
-    """
+    """Factors as a packed file stores them."""
 
     up: Int16[Tensor, "out rank"]
     down: Int16[Tensor, "rank columns"]
@@ -63,13 +57,13 @@ class Counts:
 
     def factors(self) -> Factors:
         """Return both factors in fp32, each unit split about evenly between them, `down` with a power of two."""
-        share = _share(self.grid.unit)
+        share = root_of_unit(self.grid.unit)
         return Factors(self.up.float() * (self.grid.unit / share), self.down.float() * share[:, None])
 
 
 def counts_of(factors: Factors, grid: Grid) -> Counts:
     """Invert `Counts.factors`."""
-    share = _share(grid.unit)
+    share = root_of_unit(grid.unit)
     up, down = (factors.up.float() / (grid.unit / share)).round(), (factors.down.float() / share[:, None]).round()
     most = torch.tensor([largest(width) for width in grid.widths], dtype=torch.float32)
     found = Counts(up.to(torch.int16), down.to(torch.int16), grid)
@@ -85,7 +79,6 @@ def counts_of(factors: Factors, grid: Grid) -> Counts:
 
 
 def vector_of(counts: Int16[Tensor, " n"], grid: Grid) -> Float32[Tensor, " n"]:
-    """Return a vector's values."""
     return counts.float() * grid.unit
 
 
@@ -98,7 +91,6 @@ def vector_counts(values: Float[Tensor, " n"], grid: Grid) -> Int16[Tensor, " n"
 
 
 def largest(width: int) -> int:
-    """Return the largest count of a width."""
     return 2 ** (width - 1) - 1
 
 
@@ -112,8 +104,6 @@ def nearest(
     """Round each row to its width, for the least error in a weighted norm.
 
     Args:
-        rows: finite.
-        widths: bits of each row.
         variances: the norm's diagonal, by which units are chosen.
         root: root of the norm; a triangular one passes errors on.
 
@@ -150,13 +140,7 @@ def relative_noise(
 
 @dataclass(frozen=True)
 class _Sampled:
-    """Sample of rows from which their units are chosen.
-
-    Attributes:
-        highest: the largest absolute value of each row.
-        values: elements of each row, evenly spread.
-        weights: cost of an error in each of them.
-    """
+    """Sample of rows from which their units are chosen."""
 
     highest: Float32[Tensor, " rank"]
     values: Float32[Tensor, "rank sample"]
@@ -177,7 +161,6 @@ def _sampled(values: Float32[Tensor, "rank columns"], variances: Tensor | None) 
 
 
 def _units(sampled: _Sampled, widths: Sequence[int]) -> Float32[Tensor, " rank"]:
-    """Return the unit of each row, judged by a sample."""
     unit = torch.ones_like(sampled.highest)
     for width in set(widths):
         rows = torch.tensor([index for index, one in enumerate(widths) if one == width])
@@ -191,7 +174,6 @@ def _units_of_width(
     weights: Float32[Tensor, " columns"],
     width: int,
 ) -> tuple[Float32[Tensor, " rank"], Float32[Tensor, " rank"]]:
-    """Return unit and squared error of rows of one width."""
     most, least = largest(width), torch.finfo(torch.float32).tiny
     if width not in _CLIPS:
         unit = shortened((highest / most).clamp_(min=least))
@@ -233,8 +215,3 @@ def _planes(
         if start:
             wanted[:, :start] += errors @ passed[start:end, :start]
     return counts
-
-
-def _share(unit: Float32[Tensor, " rank"]) -> Float32[Tensor, " rank"]:
-    """Return the power of two nearest to the root of each unit."""
-    return power_of_two(torch.frexp(unit).exponent // 2)

@@ -172,7 +172,6 @@ def _search(
     Args:
         products: products for the rounds.
         exact: the same in fp32, for the last product.
-        block: A G.
         least_error: squared errors below this fraction of the squared norm are too small for these products.
 
     Returns:

@@ -46,12 +46,10 @@ class Moment:
 
     @property
     def size(self) -> int:
-        """The width n."""
         return self.variances().shape[0]
 
     @property
     def trace(self) -> float:
-        """The trace of M, over all columns that it stands for."""
         return self.repeat * float(self.variances().sum())
 
     def variances(self) -> Float[Tensor, " n"]:
@@ -106,9 +104,6 @@ class MomentAccumulator:
         size: n, the length of a row.
         dense_up_to: the largest n with a dense moment.
         sketch_rank: k, the columns of the sketch above it; 0 keeps only the diagonal.
-        repeat: `repeat` of the `Moment`.
-        seed: seed of Omega.
-        device: device of the sums.
     """
 
     def __init__(
@@ -129,7 +124,6 @@ class MomentAccumulator:
 
     @property
     def size(self) -> int:
-        """The width n."""
         return len(self._diagonal if self._dense is None else self._dense)
 
     @property
@@ -182,7 +176,6 @@ class MomentAccumulator:
 
 @lru_cache(maxsize=32)  # a model has few widths
 def _test_matrix(size: int, rank: int, seed: int, device: torch.device) -> Float[Tensor, "size rank"]:
-    """Return random orthonormal columns."""
     generator = torch.Generator().manual_seed(seed)
     return torch.linalg.qr(torch.randn(size, rank, generator=generator)).Q.to(device)
 

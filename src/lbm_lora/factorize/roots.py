@@ -27,7 +27,6 @@ class TriangularRoot:
     """Cholesky factor of a dense M.
 
     Attributes:
-        lower: (n, n), lower triangular, fp32.
         repeat: how many consecutive columns of the matrix each of the n stands for.
     """
 
@@ -56,7 +55,6 @@ class LowRankRoot:
         vectors: (n, k), V.
         outer: (k,), 1 / (1 + sqrt(1 + |v|^2)).
         inner: (k,), -outer / sqrt(1 + |v|^2).
-        repeat: as in `TriangularRoot`.
     """
 
     scale: Float[Tensor, " n"]
@@ -124,5 +122,4 @@ def vectors_of(matrix: Float[Tensor, "rows columns"], repeat: int) -> Float[Tens
 
 
 def _inverse(values: Tensor) -> Tensor:
-    """Return 1 / values, and 0 for 0."""
     return torch.where(values > 0, 1 / values, torch.zeros_like(values))

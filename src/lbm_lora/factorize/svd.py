@@ -24,7 +24,6 @@ class TruncatedSVD:
         left: (out, rank), orthonormal columns.
         values: (rank,), descending, non-negative.
         right: (rank, columns), orthonormal rows.
-        exact: whether LAPACK's decomposition was used.
     """
 
     left: Float[Tensor, "out rank"]
@@ -34,7 +33,6 @@ class TruncatedSVD:
 
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The three factors."""
         return self.left, self.values, self.right
 
     def first(self, rank: int) -> "TruncatedSVD":
@@ -56,7 +54,6 @@ def truncated_svd(
         matrix: fp32, finite.
         rank: 1 to min(out, columns).
         seed: seed of the random start; the same seed, device and thread count give the same bytes.
-        squared_norm: squared norm of the matrix, if already known.
         has_spare: whether the rank is higher than what is likely to be used, so that the last ranks may be less
             accurate: several times as fast at high ranks. See `wide_subspace`.
     """

@@ -74,7 +74,6 @@ class Weights:
     Attributes:
         inputs: C, the mean second moment of the vectors that the matrix multiplies.
         outputs: G, the second moment of the gradient at its outputs, summed over an image's token positions.
-        ridge: ridge of both roots; see `Moment.root`.
         scale: E ||gradient of the matrix||^2 / (tr(C) tr(G)), over all columns: how the errors at an image's token
             positions add up; 1 if they are independent. On the bundled mini model it is 14 for an attention's to_v,
             whose errors are averaged over all positions, and 0.25 for its to_out.
@@ -135,7 +134,6 @@ def weighted_svd(
     Args:
         matrix: fp32, finite.
         rank: 1 to min(out, columns).
-        seed, has_spare: see `truncated_svd`.
     """
     white = whitening(matrix)
     whole = energy(white)

@@ -1,4 +1,4 @@
-"""Adapter files: written and read back, and those of the earlier implementation."""
+"""Adapter files: written and read back, those of the earlier implementation, and folders of them."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -22,10 +22,9 @@ from lbm_lora.adapter import (
     load_adapter,
     save_adapter,
 )
-from lbm_lora.adapter.adapter_file import is_unchanged, plan_files
+from lbm_lora.adapter.adapter_file import is_unchanged, lora_digest, lora_in, plan_files
 from lbm_lora.adapter.formats import Saved
-from lbm_lora.configs.values import FormatName
-from lbm_lora.errors import AdapterError, OutputError
+from lbm_lora.errors import AdapterError, CheckpointError, OutputError
 from lbm_lora.files import Outputs
 from lbm_lora.naming import ModuleName, ParamName
 
@@ -215,12 +214,6 @@ EARLIER: dict[str, Ranks] = {
     "full rank": {"conv_out": ((4, 6, 3, 3), 4, 9984.0), "a": ((8, 9), 8, 9984.0)},
     "a rank that bf16 rounds": {"conv_out": ((4, 6, 3, 3), 4, 302.0), "a": ((302, 303), 301, 302.0)},
 }
-OTHERS: dict[str, Ranks] = {
-    "alpha above a rank that no matrix caps": {"conv_out": ((4, 6, 3, 3), 4, 16.0), "a": ((8, 9), 6, 12.0)},
-    "alpha below a rank": {"conv_out": ((4, 6, 3, 3), 4, 16.0), "a": ((8, 9), 6, 3.0)},
-    "alpha of all is the rank": {"conv_out": ((4, 6, 3, 3), 4, 4.0), "a": ((8, 9), 6, 6.0)},
-    "alpha of all is half the rank": {"conv_out": ((4, 6, 3, 3), 4, 2.0), "a": ((8, 9), 8, 4.0)},
-}
 
 
 def write_ranks(path: Path, ranks: Ranks, **metadata: str) -> None:
@@ -246,14 +239,6 @@ def test_the_earlier_implementation_is_recognised_without_its_metadata(tmp_path:
     as_it_stands = load_adapter(path, alpha_is="file")
     assert {module.alpha for module in as_it_stands.modules.values()} == {a for _, _, a in EARLIER[name].values()}
     assert {module.scaling for module in load_adapter(path, alpha_is="rank").modules.values()} == {1.0}
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_alphas_count_as_they_stand(tmp_path: Path, name: str) -> None:
-    path = tmp_path / "x.safetensors"
-    write_ranks(path, OTHERS[name])
-    assert {m.alpha for m in load_adapter(path).modules.values()} == {a for _, _, a in OTHERS[name].values()}
-    assert {m.scaling for m in load_adapter(path, alpha_is="rank").modules.values()} == {1.0}
 
 
 NOT_READ = (
@@ -308,15 +293,6 @@ def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path, key: st
         load_adapter(path)
 
 
-@pytest.mark.parametrize("format", ["native", "kohya"])
-def test_a_lora_of_which_nothing_would_be_left_is_refused(tmp_path: Path, format: FormatName) -> None:
-    dense = {ParamName("conv_in.bias"): torch.ones(4), ParamName("conv_norm_out.weight"): torch.ones(4)}
-    adapter = Adapter(modules={}, dense=dense, metadata=AdapterMetadata())
-    with pytest.raises(AdapterError, match=r"^nothing is left for .*x\.safetensors: the LoRA holds only 1 bias"):
-        save_adapter(adapter, tmp_path / "x.safetensors", format=format, wishes=Wishes("drop", "drop"))
-    assert list(tmp_path.iterdir()) == []
-
-
 def made(value: float = 1.0, alpha: float = 2.0) -> Adapter:
     names = [ModuleName("a"), ModuleName("b")]
     modules = {name: LoraModule(name, torch.ones(2, 4), torch.full((8, 2), value), alpha) for name in names}
@@ -332,15 +308,6 @@ def test_what_was_loaded_is_unchanged(tmp_path: Path) -> None:
         dataclasses.replace(loaded, metadata=dataclasses.replace(loaded.metadata, facts={"a": "b"}))
     )
     assert not is_unchanged(made())
-
-
-def test_a_file_that_was_replaced_or_removed_is_another(tmp_path: Path) -> None:
-    for other in (made(value=3.0), made(alpha=3.0)):
-        loaded = load_adapter(made().save(tmp_path / "x.safetensors"))
-        other.save(tmp_path / "x.safetensors")
-        assert not is_unchanged(loaded)
-    (tmp_path / "x.safetensors").unlink()
-    assert not is_unchanged(loaded)
 
 
 EXPORTED = AdapterMetadata(FORMAT, "d" * 32, "0123abcd", "e" * 32, {"ss_network_dim": "2", "note": "Größe"})
@@ -362,15 +329,6 @@ def test_the_header_names_the_format_and_no_reader_takes_the_file_for_a_native_o
     assert "lbm_lora_format" not in header
     assert header["ss_network_dim"] == "2"
     assert load_adapter(path).metadata == EXPORTED
-
-
-def test_factors_in_8_bits_are_expanded(tmp_path: Path) -> None:
-    eight_bit = LORA.cast(torch.int8)
-    found = load_adapter(eight_bit.save(tmp_path / "x.safetensors", "comfyui"))
-    module, original = found.modules[TO_Q], eight_bit.modules[TO_Q]
-    assert torch.equal(module.up, original.up)
-    assert module.up.dtype == found.dense[ParamName("conv_in.bias")].dtype == torch.float32
-    assert found.dtype is None
 
 
 def test_tensors_of_several_dtypes_get_the_one_that_holds_them_all(tmp_path: Path) -> None:
@@ -424,3 +382,69 @@ def test_a_rerun_replaces_both_files_of_a_folder_but_no_config_of_others(tmp_pat
         check()
     save_adapter(LORA, folder, format="peft", wishes=Wishes("drop", "drop"))
     check()
+
+
+SMALL_LORA = Adapter(
+    {ModuleName("a"): LoraModule(ModuleName("a"), torch.ones(2, 3), torch.ones(4, 2), 2.0)},
+    {},
+    AdapterMetadata(FORMAT),
+    "denoiser.",
+)
+OTHER = {"layer.weight": torch.ones(2)}
+
+
+def write(folder: Path, name: str) -> None:
+    if name == "native.safetensors" or name == "native_2.safetensors":
+        SMALL_LORA.save(folder / name)
+    elif name == "pytorch_lora_weights.safetensors":
+        SMALL_LORA.save(folder / name, "diffusers")
+    elif name == "adapter_model.safetensors":
+        SMALL_LORA.save(folder, "peft")
+    elif name.endswith(".bin"):
+        torch.save({"base_model.model.a.lora_A.weight": torch.ones(2, 3)}, folder / name)
+    else:
+        save_file(OTHER, folder / name)
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["adapter_model.safetensors"], "adapter_model.safetensors"),
+        (["adapter_model.safetensors", "adapter_model.bin"], "adapter_model.safetensors"),
+        (["adapter_model.bin"], "adapter_model.bin"),
+        (["pytorch_lora_weights.safetensors", "model.safetensors"], "pytorch_lora_weights.safetensors"),
+        (["pytorch_lora_weights.safetensors", "native.safetensors"], "native.safetensors"),
+        (["native.safetensors"], ""),
+        (["model.safetensors", "model_2.safetensors"], ""),
+    ],
+)
+def test_a_native_lora_comes_first_then_known_names(tmp_path: Path, names: list[str], found: str) -> None:
+    for name in names:
+        write(tmp_path, name)
+    assert lora_in(tmp_path) == tmp_path / found
+
+
+def test_several_native_loras_are_refused(tmp_path: Path) -> None:
+    for name in ("native.safetensors", "native_2.safetensors"):
+        write(tmp_path, name)
+    with pytest.raises(AdapterError, match=r"holds several LoRAs: native\.safetensors, native_2\.safetensors\. Name"):
+        lora_in(tmp_path)
+
+
+def test_the_digest_is_of_all_that_is_read(tmp_path: Path) -> None:
+    SMALL_LORA.save(tmp_path / "peft", "peft")
+    folder, weights = tmp_path / "peft", tmp_path / "peft" / "adapter_model.safetensors"
+    before = lora_digest(folder), lora_digest(weights)
+    (folder / "notes.txt").write_text("mine")
+    assert (lora_digest(folder), lora_digest(weights)) == before
+    config = folder / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": ', '"lora_alpha":  '))
+    assert lora_digest(folder) != before[0]
+    assert lora_digest(weights) != before[1]
+    native = SMALL_LORA.save(folder / "native.safetensors")
+    with pytest.raises(CheckpointError, match=r"gone was moved or removed while it was in use"):
+        lora_digest(folder / "gone")
+    alone = lora_digest(native)
+    config.unlink()
+    assert lora_digest(native) == alone, "it is not read with it"
+    assert lora_digest(native.rename(folder / "renamed.safetensors")) == alone

@@ -1,7 +1,6 @@
 """Lora modules and adapters as values, what they record, and the scale that a user writes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from lbm_lora.adapter import (
     Adapter,
-    AdapterBuilder,
     AdapterMetadata,
     Ledger,
     LedgerRow,
@@ -112,21 +110,6 @@ def deltas(*adapters: Adapter) -> list[tuple[Tensor, ...]]:
     return [tuple(one for one in row if one is not None) for row in found]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Measured(Adapter):
-    """An adapter with a number that was measured on it."""
-
-    error: float = 0.5
-
-
-def test_what_was_measured_on_an_adapter_is_not_said_of_a_part_of_it(adapter: Adapter) -> None:
-    measured = Measured(adapter.modules, adapter.dense, adapter.metadata, "denoiser.", Path("x.safetensors"))
-    assert repr(measured).startswith("<Measured x.safetensors: ")
-    for other in (measured.cast(torch.bfloat16), measured.filtered(lambda _: True)):
-        assert type(other) is Adapter
-        assert (other.prefix, other.path) == ("denoiser.", Path("x.safetensors"))
-
-
 def test_the_common_dtype_is_that_of_all_factors_or_fp32(adapter: Adapter) -> None:
     half, eight = adapter.cast(torch.bfloat16), adapter.cast(torch.int8)
     assert common_dtype([half, half]) == torch.bfloat16
@@ -134,29 +117,6 @@ def test_the_common_dtype_is_that_of_all_factors_or_fp32(adapter: Adapter) -> No
     assert common_dtype([eight]) == torch.int8
     assert common_dtype([eight, half]) == torch.float32
     assert common_dtype([half.filtered(lambda name: name.endswith("bias"))]) == torch.bfloat16
-
-
-def test_what_was_added_is_in_the_adapter_with_the_last_metadata() -> None:
-    builder = AdapterBuilder("denoiser.", torch.bfloat16, AdapterMetadata(facts={"room": "000"}))
-    one = LoraModule(ModuleName("a"), torch.ones(2, 6), torch.ones(4, 2), 2.0)
-    builder.add_module(one)
-    before = builder.adapter()
-    builder.add_dense(ParamName("a.bias"), torch.ones(4))
-    builder.metadata = AdapterMetadata(format="1")
-    adapter = builder.adapter()
-    assert (before.params, before.metadata.facts) == (["a.weight"], {"room": "000"})
-    assert adapter.params == ["a.weight", "a.bias"]
-    assert adapter.modules["a"] is one  # pyright: ignore[reportArgumentType]
-    assert (adapter.prefix, adapter.path, adapter.metadata, adapter.dtype) == (
-        "denoiser.",
-        None,
-        AdapterMetadata(format="1"),
-        None,
-    )
-
-
-def test_an_adapter_in_eight_bits_knows_that_it_is_one() -> None:
-    assert AdapterBuilder("", torch.int8, AdapterMetadata()).adapter().dtype == torch.int8
 
 
 def row(name: str, status: Status, reason: str, delta_sq: float, error_sq: float) -> LedgerRow:
@@ -182,35 +142,12 @@ def test_counts_add_up_and_name_every_status() -> None:
     assert Ledger(()).counts() == {"lora": 0, "dense": 0, "unchanged": 0, "excluded": 0}
 
 
-def test_the_highest_ranks_are_those_of_stored_linear_and_conv_layers() -> None:
-    shapes = {"a": ((4, 6), 3), "b": ((4, 6), 5), "c": ((4, 6, 3, 3), 2)}
-    rows = [
-        LedgerRow(ParamName(name), Status.LORA, "", shape, rank, Measure()) for name, (shape, rank) in shapes.items()
-    ]
-    assert Ledger(tuple(rows)).highest_ranks() == (5, 2)
-    assert LEDGER.of(Status.EXCLUDED)
-    assert Ledger(tuple(LEDGER.of(Status.EXCLUDED))).highest_ranks() == (0, 0)
-
-
 FACTS = st.dictionaries(st.text().filter(lambda key: not key.startswith("lbm_lora_")), st.text())
 
 
 @given(st.builds(AdapterMetadata, st.text(), st.text(), st.text(), st.text(), FACTS))
 def test_to_a_header_and_back(metadata: AdapterMetadata) -> None:
     assert AdapterMetadata.from_header(metadata.to_header()) == metadata
-
-
-@pytest.mark.parametrize(
-    ("facts", "is_made"),
-    [
-        ({}, False),
-        ({"lbm_lora_settings": '{"method":"plain"}'}, False),
-        ({"lbm_lora_settings": '{"method":"calibrated"}'}, True),
-        ({"lbm_lora_settings": '{"method":"plain"}', "lbm_lora_refinement": "{}"}, True),
-    ],
-)
-def test_a_calibrated_or_refined_file_is_made_for_the_output(facts: dict[str, str], is_made: bool) -> None:
-    assert AdapterMetadata(facts=facts).is_made_for_output is is_made
 
 
 NAMES = [

@@ -40,38 +40,10 @@ def test_the_key_of_a_dense_delta_and_back(name: str, key: str) -> None:
     assert (modules, list(dense)) == ({}, [name])
 
 
-@pytest.mark.parametrize(
-    ("name", "key"),
-    [
-        ("norm.weight", "denoiser.norm.dense"),
-        ("norm.bias", "denoiser.norm.dense_b"),
-        ("bn.running_mean", "denoiser.bn.running_mean.dense_param"),
-        ("bert.dense.weight", "denoiser.bert.dense.dense"),
-        ("odd.dense", "denoiser.odd.dense.dense_param"),
-    ],
-)
-def test_the_key_of_a_dense_delta_beside_factors_in_8_bits(name: str, key: str) -> None:
-    assert dense_key("denoiser.", ParamName(name), torch.int8) == key
-    modules, dense = decode({key: torch.ones(3)}, "denoiser.", WHERE)
-    assert (modules, list(dense)) == ({}, [name])
-
-
 @pytest.mark.parametrize("other", [{"a.alpha": torch.tensor(1.0)}, {"a.lora_up.weight": UP}])
 def test_factors_in_8_bits_and_others_are_refused(other: dict[str, Tensor]) -> None:
     stored = {"a.lora_up.int8": UP.char(), "a.lora_down.int8": DOWN.char(), "a.lora_unit": torch.ones(2)}
     assert error_of(stored | other) == "x.safetensors: a has factors in 8 bits and others. Remove one of them."
-
-
-def test_unknown_keys_are_listed() -> None:
-    tensors = {f"lora_unet_x{number}.hada_w1_a": UP for number in range(5)}
-    endings = (
-        ".lora_up.weight, .lora_down.weight, .alpha, .lora_up.int8, .lora_down.int8, .lora_unit, "
-        ".diff_param, .diff_b, .diff, .dense_param, .dense_b, .dense"
-    )
-    assert error_of({"a.lora_up.weight": UP, "a.lora_down.weight": DOWN, **tensors}) == (
-        "x.safetensors: 5 of 7 keys are not native LoRA keys: lora_unet_x0.hada_w1_a, lora_unet_x1.hada_w1_a, "
-        f"lora_unet_x2.hada_w1_a and 2 more. Native keys end in {endings}."
-    )
 
 
 @pytest.mark.parametrize(

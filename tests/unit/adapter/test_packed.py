@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from lbm_lora.adapter import Adapter, LoraModule, load_adapter, save_adapter
 from lbm_lora.adapter.packed import DATA, INDEX, decode_counts, decode_packed, encode_counts, encode_packed, regridded
-from lbm_lora.adapter.packed_index import CODED_BITS
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import AdapterError
 from lbm_lora.factorize import (
@@ -183,15 +182,3 @@ def test_counts_are_found_again(width: int, counts: list[int], seed: int) -> Non
     found, rest = decode_counts(width, sum(counts), encode_counts(width, parts) + b"more")
     assert np.array_equal(found, np.concatenate(parts))
     assert rest == b"more"
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_rows_of_a_normal_distribution_take_the_expected_bits(width: int) -> None:
-    """Rows of 64 to 1280 values, as in the layers of LBM."""
-    generator = torch.Generator().manual_seed(0)
-    parts = [
-        nearest(torch.randn(20, length, generator=generator), [width] * 20)[0].numpy()
-        for length in (64, 320, 640, 1280)
-    ]
-    bits = 8 * len(encode_counts(width, parts)) / sum(part.size for part in parts)
-    assert 0.93 * CODED_BITS[width] <= bits <= 1.03 * CODED_BITS[width]

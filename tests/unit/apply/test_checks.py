@@ -1,4 +1,4 @@
-"""Whether an adapter belongs on a model, and the lines that say why not."""
+"""LoRAs of a command: read, checked against their base, and limited to what fits."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule
-from lbm_lora.apply import check_base, check_fit
-from lbm_lora.checkpoint import fingerprint, open_checkpoint
+from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
+from lbm_lora.apply import check_base, check_fit, fitting_adapters
+from lbm_lora.checkpoint import Component, fingerprint, open_checkpoint
 from lbm_lora.errors import AdapterError, WrongBaseError
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning
@@ -42,17 +43,6 @@ def test_names_that_match_nothing() -> None:
     )
     fit = check_fit(ADAPTER, without("b.weight", "a.bias"), allow_unmatched=True)
     assert (fit.matched, fit.unmatched) == (("a.weight",), ("b.weight", "a.bias"))
-
-
-@pytest.mark.parametrize(("name", "shape"), [("b.weight", (4, 6, 1, 1)), ("b.weight", (6, 4)), ("a.bias", (1,))])
-@pytest.mark.parametrize("allow_unmatched", [False, True])
-def test_a_shape_that_differs(name: str, shape: tuple[int, ...], allow_unmatched: bool) -> None:
-    with pytest.raises(AdapterError) as caught:
-        check_fit(ADAPTER, {**SHAPES, ParamName(name): shape}, allow_unmatched=allow_unmatched)
-    own = SHAPES[ParamName(name)]
-    assert str(caught.value) == (
-        f"{name}: lora.safetensors needs shape {own}, the model has {shape}. Is it an adapter for this network?"
-    )
 
 
 def base_tensors() -> dict[str, Tensor]:
@@ -126,3 +116,86 @@ def test_the_same_base_in_another_precision_is_named(save: Save, dtype: torch.dt
     with pytest.raises(WrongBaseError) as caught:
         check_base(adapter, open_checkpoint(save("other.safetensors", other)).component())
     assert "same base" not in str(caught.value)
+
+
+NAMES = ("b.attn1.to_q", "b.attn2.to_out.0", "b.conv_in")
+
+
+class Notes:
+    """A progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def start(self, total: int, what: str) -> None: ...
+
+    def advance(self, n: int = 1) -> None: ...
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Component:
+    """Three weights and one bias under `denoiser.`."""
+    tensors = {f"denoiser.{name}.weight": torch.randn(4, 6) for name in NAMES}
+    save_file(tensors | {"denoiser.b.attn2.to_out.0.bias": torch.zeros(4)}, tmp_path / "base.safetensors")
+    return open_checkpoint(tmp_path / "base.safetensors").component()
+
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path, base: Component) -> Make:
+    """Write an adapter for the base (or one that says another), and return its path."""
+
+    def write(file: str, *names: str, bias: bool = False, made_from: str | None = None) -> Path:
+        modules = {
+            ModuleName(name): LoraModule(ModuleName(name), torch.ones(2, 6), torch.ones(4, 2), 2.0) for name in names
+        }
+        dense = {ParamName("b.attn2.to_out.0.bias"): torch.ones(4)} if bias else {}
+        found = fingerprint(base)
+        metadata = AdapterMetadata(
+            base_fingerprint=found.digest if made_from is None else made_from, base_tensors=found.packed()
+        )
+        save_adapter(Adapter(modules, dense, metadata, "denoiser."), tmp_path / file)
+        return tmp_path / file
+
+    return write
+
+
+def test_everything_fits(base: Component, make: Make) -> None:
+    notes = Notes()
+    path = make("a.safetensors", *NAMES, bias=True)
+    scaled, applied = fitting_adapters(base, [path], [0.5], progress=notes)
+    assert scaled[0].lora_scale == 0.5
+    assert set(scaled[0].adapter.modules) == set(NAMES)
+    assert (applied[0].modules, applied[0].dense, applied[0].unmatched) == (3, 1, ())
+    assert notes.lines == [
+        "Native LoRA applied (all layers): 3 success, 0 failed (100.0% success rate)",
+        "Dense deltas (biases, norms) applied: 1 of 1",
+    ]
+
+
+def test_only_attention(base: Component, make: Make) -> None:
+    notes = Notes()
+    path = make("a.safetensors", *NAMES, bias=True)
+    scaled, applied = fitting_adapters(base, [path], [1.0], attention_only=True, progress=notes)
+    assert set(scaled[0].adapter.modules) == set(NAMES[:2])
+    assert list(scaled[0].adapter.dense) == ["b.attn2.to_out.0.bias"]
+    assert applied[0].modules == 2
+    assert notes.lines[0].startswith("Native LoRA applied (attention layers): 2 success, 0 failed")
+    with pytest.raises(AdapterError, match=r"no\.safetensors has no keys with attn1\.to or attn2\.to\."):
+        fitting_adapters(base, [make("no.safetensors", "b.conv_in")], [1.0], attention_only=True)
+
+
+def test_what_does_not_match_stops_unless_allowed(base: Component, make: Make) -> None:
+    path = make("a.safetensors", *NAMES, "b.gone")
+    with pytest.raises(AdapterError, match=r"b\.gone\.weight.*allow_unmatched"):
+        fitting_adapters(base, [path], [1.0])
+    notes = Notes()
+    scaled, applied = fitting_adapters(base, [path], [1.0], allow_unmatched=True, progress=notes)
+    assert set(scaled[0].adapter.modules) == set(NAMES)
+    assert applied[0].unmatched == ("b.gone.weight",)
+    assert notes.lines == ["Native LoRA applied (all layers): 3 success, 1 failed (75.0% success rate)"]

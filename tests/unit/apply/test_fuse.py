@@ -25,10 +25,6 @@ def adapter(rand: Rand) -> Adapter:
     return Adapter({module.name: module}, {BIAS: rand(4).bfloat16()})
 
 
-def same_bits(first: Tensor, second: Tensor) -> bool:
-    return first.dtype == second.dtype and torch.equal(first.view(torch.int16), second.view(torch.int16))
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("lora_scale", [1.0, 0.5, -1.0, -0.3, 2.0])
 def test_the_sum_is_in_fp32_and_cast_once(adapter: Adapter, rand: Rand, dtype: torch.dtype, lora_scale: float) -> None:

@@ -15,7 +15,6 @@ from lbm_lora.checkpoint import (
     FileKind,
     Fingerprint,
     FingerprintBuilder,
-    TensorSpec,
     differing,
     fingerprint,
     kind_of,
@@ -275,19 +274,6 @@ def test_our_own_files_are_known_by_their_header() -> None:
     assert kind_of(["conv_in.diff"], {"lbm_lora_format": "1"}) == NATIVE
     statistics = kind_of(["inputs.conv_in.triangle"], {"lbm_lora_statistics": "1"})
     assert statistics == FileKind("a file of calibration statistics", "statistics")
-
-
-@pytest.mark.parametrize(
-    ("spec", "text"),
-    [
-        (TensorSpec(torch.bfloat16, (1280, 1280)), "(1280, 1280) bf16"),
-        (TensorSpec(torch.float32, ()), "() fp32"),
-        (TensorSpec(torch.float16, (3,)), "(3,) fp16"),
-        (TensorSpec(torch.int64, (0, 2)), "(0, 2) int64"),
-    ],
-)
-def test_a_spec_in_words(spec: TensorSpec, text: str) -> None:
-    assert str(spec) == text
 
 
 TENSORS = {

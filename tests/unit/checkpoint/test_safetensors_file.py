@@ -44,75 +44,32 @@ def test_a_file_that_is_cut_off(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (
-            b"PK\x03\x04" + bytes(60),
-            " is not a safetensors file, or is truncated: its header does not fit into 64 bytes.",
-        ),
-        (
-            with_header(b"{]"),
-            " is not a safetensors file: its header is not JSON: Expecting property name enclosed in double quotes: "
-            "line 1 column 2 (char 1).",
-        ),
-        (
-            with_header(b'{"a": 1, "a": 1}'),
-            " is not a safetensors file: its header repeats the key 'a'.",
-        ),
-        (
-            with_header(b"[" * 100_000),
-            " is not a safetensors file: its header nests too deeply.",
-        ),
-        (
-            with_header({**entry(data_offsets=[0, 8]), "b": entry(data_offsets=[4, 12])["a"]}, bytes(12)),
-            ": b begins at byte 4 of the data, where 8 is due: the tensors overlap. The file is damaged, or made to "
-            "deceive.",
-        ),
-        (
-            with_header({**entry(data_offsets=[0, 8]), "b": entry(data_offsets=[12, 20])["a"]}, bytes(20)),
-            ": b begins at byte 12 of the data, where 8 is due: the tensors leave a hole. The file is damaged, or made "
-            "to deceive.",
-        ),
-        (
-            with_header(entry(data_offsets=[8, 16]), bytes(16)),
-            ": a begins at byte 8 of the data, where 0 is due: the tensors leave a hole. The file is damaged, or made "
-            "to deceive.",
-        ),
-        (
-            with_header(entry(shape=[0, 2**63], data_offsets=[0, 0])),
-            ": the header entry of a is malformed: {'dtype': 'F32', 'shape': [0, 9223372036854775808], "
-            "'data_offsets': [0, 0]}.",
-        ),
+        (b"PK\x03\x04" + bytes(60), "is truncated: its header does not fit into 64 bytes."),
+        (with_header(b"{]"), " is not a safetensors file: its header is not JSON: Expecting property name"),
+        (with_header(b'{"a": 1, "a": 1}'), " is not a safetensors file: its header repeats the key 'a'."),
+        (with_header(b"[" * 100_000), " is not a safetensors file: its header nests too deeply."),
         (with_header([1]), " is not a safetensors file: its header is not a JSON object."),
         (with_header({"__metadata__": "x"}), ": the header's __metadata__ is malformed: 'x'."),
-        (with_header({"a": 3}), ": the header entry of a is malformed: 3."),
-        (with_header({"a": {}}), ": the header entry of a is malformed: {}."),
-        (
-            with_header(entry(dtype="Q4")),
-            ": the header entry of a is malformed: {'dtype': 'Q4', 'shape': [2], 'data_offsets': [0, 8]}.",
-        ),
-        (
-            with_header(entry(shape=["2"])),
-            ": the header entry of a is malformed: {'dtype': 'F32', 'shape': ['2'], 'data_offsets': [0, 8]}.",
-        ),
-        (
-            with_header(entry(shape=[-1, -2])),
-            ": the header entry of a is malformed: {'dtype': 'F32', 'shape': [-1, -2], 'data_offsets': [0, 8]}.",
-        ),
-        (
-            with_header(entry(data_offsets=[0, "8"])),
-            ": the header entry of a is malformed: {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, '8']}.",
-        ),
-        (
-            with_header(entry(data_offsets=[-8, 0])),
-            ": the header entry of a is malformed: {'dtype': 'F32', 'shape': [2], 'data_offsets': [-8, 0]}.",
-        ),
-        (
-            with_header(entry(data_offsets=[0, 12]), bytes(12)),
-            ": a is (2,) fp32 and needs 8 bytes, but the header gives it 12.",
+        (with_header({**entry(), "b": entry(data_offsets=[4, 12])["a"]}, bytes(12)), "the tensors overlap."),
+        (with_header({**entry(), "b": entry(data_offsets=[12, 20])["a"]}, bytes(20)), "the tensors leave a hole."),
+        (with_header(entry(data_offsets=[0, 12]), bytes(12)), "needs 8 bytes, but the header gives it 12."),
+        *(
+            (with_header(wrong), ": the header entry of a is malformed: ")
+            for wrong in (
+                {"a": 3},
+                {"a": {}},
+                entry(dtype="Q4"),
+                entry(shape=["2"]),
+                entry(shape=[-1, -2]),
+                entry(shape=[0, 2**63], data_offsets=[0, 0]),
+                entry(data_offsets=[0, "8"]),
+                entry(data_offsets=[-8, 0]),
+            )
         ),
     ],
 )
 def test_a_header_that_is_not_understood(tmp_path: Path, content: bytes, text: str) -> None:
-    assert error_of(tmp_path / "a.safetensors", content) == text
+    assert text in error_of(tmp_path / "a.safetensors", content)
 
 
 @settings(max_examples=200)

@@ -172,6 +172,3 @@ def test_two_containers_share_their_bytes(tmp_path: Path) -> None:
         for name, tensor in TENSORS.items():
             assert torch.equal(held["state_dict"][f"model.{name}"], tensor)
             assert held["state_dict"][f"model.{name}"].data_ptr() == held["model_state_dict"][name].data_ptr()
-
-
-ORDERED = {name: TensorSpec(torch.float32, (2,)) for name in "ab"}

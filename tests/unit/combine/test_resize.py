@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, Status, load_adapter
+from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, Status
 from lbm_lora.combine import Resized, resize_adapter
 from lbm_lora.errors import AdapterError, InputError
 from lbm_lora.factorize import FixedRank
@@ -67,35 +67,6 @@ def fixed(linear: int, conv: int | None = None) -> FixedRanks:
 
 def sizes(*nbytes: int) -> SizeLimits:
     return SizeLimits(nbytes=nbytes, words=tuple(f"{one}B" for one in nbytes))
-
-
-@pytest.mark.parametrize("dtype", [BF16, torch.int8])
-def test_several_sizes_are_kept_and_used(adapter: Adapter, tmp_path: Path, dtype: torch.dtype) -> None:
-    wanted = [70_000, 50_000, 40_000]
-    paths = [tmp_path / f"{nbytes}.safetensors" for nbytes in wanted]
-    found = resized(adapter, sizes(*wanted), *paths, dtype=dtype)
-    errors: list[float] = []
-    for nbytes, path, one in zip(wanted, paths, found, strict=True):
-        written = load_adapter(path)
-        assert written.dtype == (torch.int8 if dtype == torch.int8 else None)
-        assert 0.95 * nbytes <= path.stat().st_size <= nbytes
-        assert one.ledger.total().relative_error == pytest.approx(error_of(written, adapter), rel=1e-2)
-        assert one.predicted.error == pytest.approx(error_of(written, adapter), rel=0.05)
-        errors.append(error_of(written, adapter))
-    assert errors == sorted(errors)
-
-
-def test_an_int8_file_in_and_out(adapter: Adapter, tmp_path: Path) -> None:
-    """Eight bits are kept to the bit, and halve what is written."""
-    first, again, small = (tmp_path / f"{name}.safetensors" for name in ("first", "again", "small"))
-    resized(adapter, fixed(RANK, RANK), first, dtype=torch.int8)
-    given = load_adapter(first)
-    resized(given, fixed(RANK, RANK), again, dtype=torch.int8)
-    for name, module in load_adapter(again).modules.items():
-        assert torch.equal(module.delta(), given.modules[name].delta())
-    (found,) = resized(given, fixed(8), small, dtype=torch.int8)
-    assert load_adapter(small).dtype == torch.int8
-    assert found.ledger.total().relative_error == pytest.approx(error_of(load_adapter(small), given), rel=1e-2)
 
 
 def test_the_file_keeps_its_origin_and_says_what_changed(adapter: Adapter) -> None:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter import Adapter, LoraModule, Status
+from lbm_lora.adapter import Adapter, LoraModule
 from lbm_lora.combine import Products, Summand
 from lbm_lora.combine.shrink import KEPT, Shrinking
 from lbm_lora.factorize import Moment, Weights, to_matrix
 from lbm_lora.naming import ModuleName, ParamName
-from lbm_lora.ranks import Choice, WeightsOf, unweighted
+from lbm_lora.ranks import WeightsOf, unweighted
 from spectra import bound_of
 
 Rand = Callable[..., Tensor]
@@ -89,21 +89,6 @@ def test_no_rank_is_added_and_what_has_no_more_is_kept_to_the_bit(adapter: Adapt
     assert torch.equal(found.module.down, given.down)
     assert found.module.alpha == given.alpha
     assert found.row.measure.relative_error < 1e-6
-
-
-def test_biases_norms_and_what_is_left_out(adapter: Adapter) -> None:
-    found = shrinking(adapter, torch.bfloat16, wide_bias="in --exclude", tall_weight="in --exclude")
-    assert found.dense() == {"norm.weight": (7,)}
-    assert found.matrices() == [weight(name) for name in ("wide", "conv", "full", "thin", "whole")]
-    choice = Choice(ranks=dict.fromkeys(found.matrices(), 2), nbytes=0, error_sq=0.0)
-    rows = {one.row.name: one.row for (one,) in found.outcomes([choice])}
-    assert list(rows) == adapter.params
-    assert {row.status for row in rows.values()} == {Status.LORA, Status.DENSE, Status.EXCLUDED}
-    for name in ("wide.bias", "tall.weight"):
-        row = rows[ParamName(name)]
-        assert (row.status, row.reason, row.measure.relative_error) == (Status.EXCLUDED, "in --exclude", 1.0)
-        assert row.measure.delta_sq == pytest.approx(float(adapter.delta(row.name).square().sum()), rel=1e-5)  # pyright: ignore[reportOptionalMemberAccess]
-    assert 0 < rows[ParamName("norm.weight")].measure.relative_error < 0.01
 
 
 def test_the_survey_knows_what_each_rank_leaves(adapter: Adapter) -> None:

@@ -5,7 +5,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lbm_lora.factorize import (
@@ -17,8 +17,6 @@ from lbm_lora.factorize import (
     allocate_error,
     allocate_widths,
     allocate_widths_for,
-    energy_rank,
-    error_rank,
 )
 
 
@@ -123,18 +121,6 @@ def test_the_dense_delta_takes_the_place_of_many_ranks() -> None:
 def test_an_error_that_cannot_be_reached_takes_all() -> None:
     assert allocate_error([spectrum([2, 1], rest=5)], 0.1) == Allocation((2,), 2, 5.0)
     assert allocate_error([spectrum([2, 1], rest=5)], 8) == Allocation((0,), 0, 8.0)
-
-
-@given(some_spectra(plain=True), st.floats(0, 1))
-def test_an_error_rank_is_the_smallest(spectra: list[Spectrum], error: float) -> None:
-    one = spectra[0]
-    found = error_rank(one, error)
-    limit = error**2 * one.error_sq(0)
-    good = [rank for rank in range(len(one.squares) + 1) if one.error_sq(rank) <= limit]
-    assert found == (good[0] if good else None)
-    assume(one.error_sq(0) > 0)
-    whole = spectrum(list(one.squares))
-    assert energy_rank(whole, 1) == np.count_nonzero(whole.squares)
 
 
 BYTES = np.array([0, *WIDTHS])

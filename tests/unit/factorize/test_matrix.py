@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from lbm_lora.errors import InputError
-from lbm_lora.factorize import FixedRank, down_shape, has_matrix_view, matrix_shape, rank_bound, to_matrix, up_shape
+from lbm_lora.factorize import FixedRank, down_shape, matrix_shape, rank_bound, to_matrix, up_shape
 
 LINEAR = st.tuples(st.integers(1, 9), st.integers(1, 9))
 CONV = st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 3), st.integers(1, 3))
@@ -34,23 +34,6 @@ def test_a_product_of_factors_is_two_convs_in_a_row(shape: tuple[int, ...], stri
     once = functional.conv2d(images, weight, stride=stride, padding=padding)
     twice = functional.conv2d(functional.conv2d(images, down, stride=stride, padding=padding), up)
     torch.testing.assert_close(once, twice)
-
-
-@pytest.mark.parametrize(
-    ("shape", "expected"),
-    [
-        ((2, 3), True),
-        ((2, 3, 1, 1), True),
-        ((), False),
-        ((3,), False),
-        ((2, 3, 3), False),
-        ((2, 3, 3, 3, 3), False),
-        ((0, 3), False),
-        ((2, 3, 0, 3), False),
-    ],
-)
-def test_what_has_a_matrix_view(shape: tuple[int, ...], expected: bool) -> None:
-    assert has_matrix_view(shape) is expected
 
 
 @pytest.mark.parametrize(

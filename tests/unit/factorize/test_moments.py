@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lbm_lora.factorize import Moment, MomentAccumulator, Root
-from lbm_lora.factorize.roots import cholesky, low_rank_root, triangular_root
+from lbm_lora.factorize.roots import cholesky, low_rank_root
 from spectra import SPECTRA, matrix_with
 
 Rand = Callable[..., Tensor]
@@ -78,16 +78,6 @@ def test_a_saved_state_goes_on_to_the_same_bytes(form: str, rand: Rand) -> None:
         assert part is None or torch.equal(part, same)
 
 
-@pytest.mark.parametrize(
-    ("size", "dense_up_to", "sketch_rank", "dense"), [(8, 8, 4, True), (9, 8, 4, False), (9, 0, 9, True)]
-)
-def test_the_width_decides_what_is_kept(size: int, dense_up_to: int, sketch_rank: int, dense: bool) -> None:
-    accumulator = MomentAccumulator(size, dense_up_to=dense_up_to, sketch_rank=sketch_rank)
-    held = sum(tensor.numel() for name, tensor in accumulator.state().items() if name not in ("seed", "repeat"))
-    assert held == (size * size if dense else size * (sketch_rank + 1))
-    assert (accumulator.result().dense is not None) == dense
-
-
 @pytest.mark.parametrize("name", ["exponential", "power 2", "power 1", "power 0.5", "rank 8", "flat"])
 def test_a_sketch_is_as_near_as_the_theory_has_it(name: str) -> None:
     """Theorem 4.1 of arXiv 1706.05736: E ||M - F F^T||_1 <= min over r of (1 + r / (k - r - 1)) * sum of values > r."""
@@ -125,18 +115,6 @@ def test_a_root_times_itself_is_the_moment(form: str, repeat: int, spectrum: str
     assert (root.times(root.solve(matrix)) - matrix).norm() < 1e-3 * matrix.norm()
 
 
-@pytest.mark.parametrize("repeat", [1, 4])
-@pytest.mark.parametrize("form", FORMS)
-def test_quadratic_and_trace(form: str, repeat: int, rand: Rand) -> None:
-    moment = moment_of(form, repeat=repeat)
-    matrix, exact = rand(7, 40 * repeat), whole(moment)
-    assert moment.size == 40
-    assert moment.trace == pytest.approx(float(exact.trace()), rel=1e-10)
-    assert moment.quadratic(matrix) == pytest.approx(float((matrix.double() @ exact @ matrix.double().mT).trace()))
-    weighed = moment.root(1e-9).times(matrix).double().square().sum()
-    assert moment.quadratic(matrix) == pytest.approx(float(weighed), rel=1e-4)
-
-
 def test_a_conv_shares_the_moment_of_its_channels_between_positions(rand: Rand) -> None:
     """In (in, kh, kw) order: the mean over positions of ||W_position x||^2, summed."""
     weight, rows = rand(3, 5, 2, 2), rand(50, 5)
@@ -154,25 +132,6 @@ def moment_parts(seed: int) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(seed)
     diagonal = 0.5 + torch.rand(SIZE, generator=draw, dtype=torch.float64)
     return diagonal, torch.randn(SIZE, RANK, generator=draw, dtype=torch.float64)
-
-
-def root_of(kind: str, seed: int, repeat: int = 1) -> tuple[Root, Tensor]:
-    """A root, and its M as a matrix."""
-    diagonal, factor = moment_parts(seed)
-    moment = torch.diag(diagonal) + factor @ factor.mT
-    root = triangular_root(moment, 1e-6, repeat) if kind == "triangular" else low_rank_root(diagonal, factor, repeat)
-    return root, moment
-
-
-KINDS = pytest.mark.parametrize("kind", ["triangular", "low rank"])
-
-
-@KINDS
-def test_one_moment_holds_for_every_position_of_a_kernel(kind: str, rand: Rand) -> None:
-    plain, repeated = root_of(kind, 0)[0], root_of(kind, 0, repeat=4)[0]
-    matrix = rand(5, SIZE * 4)
-    whole = torch.kron(plain.times(torch.eye(SIZE)), torch.eye(4))  # columns are ordered (n, repeat)
-    torch.testing.assert_close(repeated.times(matrix), matrix @ whole)
 
 
 def test_where_the_moment_is_zero_a_solution_is_zero(rand: Rand) -> None:

@@ -24,5 +24,4 @@ def codec_of(keys: Collection[str], header: Mapping[str, str]) -> Codec | None:
 
 
 def codec_named(name: FormatName) -> Codec:
-    """Return the codec of a foreign format."""
     return next(codec for codec in CODECS if codec.name == name)

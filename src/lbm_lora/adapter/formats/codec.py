@@ -71,7 +71,6 @@ class Encoded:
     Attributes:
         header: strings for the `.safetensors` header, on top of the adapter's own metadata.
         config: contents of the `adapter_config.json` next to the file, for a format that has one.
-        notes: what the user should know, one sentence each.
     """
 
     tensors: Mapping[str, Tensor]
@@ -126,7 +125,6 @@ def check_held(
 
     Args:
         remedies: for `biases` and `norms`: the option's values that would help.
-        lead: what the options are for.
     """
     if not (biases or norms or others):
         return

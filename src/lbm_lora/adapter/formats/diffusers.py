@@ -1,6 +1,6 @@
 """LoRAs of diffusers: `unet.` and PEFT's keys; read also without the prefix, and as they were before PEFT.
 
-    unet.<module>.lora_A.weight, .lora_B.weight   written with alpha = rank, and one rank (see `one_rank`)
+    unet.<module>.lora_A.weight, .lora_B.weight   written with alpha = rank, and one rank (see `layers`)
     unet.<module>.lora_B.bias                     on request; diffusers cannot fuse these
 
 The header's `lora_adapter_metadata` says the same to newer versions; when read, its ranks and alphas count. Parts that

@@ -35,9 +35,6 @@ class DenseKinds:
 
     Attributes:
         matrices: of weights that could have factors, by module.
-        biases: of layers, not of norms.
-        norms: weights and biases of norms.
-        others: none of these.
     """
 
     matrices: dict[ModuleName, Tensor] = field(default_factory=dict[ModuleName, Tensor])
@@ -66,7 +63,6 @@ class Before:
     """The form of an adapter before its export, to restore it on reading.
 
     Attributes:
-        prefix: the adapter's.
         ranks, alphas: of the modules in the order of their names; alpha is None where it does not lead back.
         matrices: modules that were dense, as places in that order.
         replaced: torch's name for the dtype of the deltas that were added to the base's values; empty if that does not
@@ -80,7 +76,6 @@ class Before:
     replaced: str = ""
 
     def encoded(self) -> str:
-        """Return the value of the header entry."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
@@ -107,8 +102,6 @@ class OneRank:
     """Modules that all have one rank, and the way back to those they had.
 
     Attributes:
-        modules: with alpha = rank.
-        before: the way back.
         padding: bytes of zeros that were added; None if the modules kept their ranks.
     """
 
@@ -128,7 +121,6 @@ def to_one_rank(
 
     Args:
         matrices: dense deltas of weights, linear or conv, of other modules.
-        prefix: the adapter's, kept for the way back.
     """
     given = {**modules, **{name: module_of_matrix(name, delta) for name, delta in matrices.items()}}
     folded = {name: _folded(module) for name, module in given.items()}

@@ -58,11 +58,7 @@ class LoraConfig:
     use_dora: bool = False
 
     def alpha_of(self, name: ModuleName, rank: int, where: Path) -> float:
-        """Return the alpha whose quotient by the rank is the layer's scaling.
-
-        Args:
-            rank: the rank of its factors.
-        """
+        """Return the alpha whose quotient by the rank is the layer's scaling."""
         said = _matched(self.rank_pattern, name, self.rank)
         if said != rank:
             raise AdapterError(

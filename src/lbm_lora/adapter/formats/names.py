@@ -51,7 +51,6 @@ def unet_modules(
     Args:
         down, up: whether each down or up block has attention, in their order.
         layers: resnets of a down block; an up block has one more.
-        depth: layers of the deepest transformer.
     """
     return {ModuleName(name): sgm for name, sgm in _unet(down, up, layers, depth)}
 

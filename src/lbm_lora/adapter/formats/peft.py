@@ -1,6 +1,6 @@
 """Adapters of PEFT: a folder with `adapter_model.safetensors` and `adapter_config.json`.
 
-    base_model.model.<module>.lora_A.weight, .lora_B.weight   written with alpha = rank, and one rank (see `one_rank`)
+    base_model.model.<module>.lora_A.weight, .lora_B.weight   written with alpha = rank, and one rank (see `layers`)
     base_model.model.<module>.lora_B.bias                     biases as `lora_bias`; PEFT cannot merge these
     base_model.model.<module>.base_layer.bias                 biases as `replace`: the tuned values, with `bias="all"`
     base_model.model.<norm>.weight, .bias                     norms as `replace`: the tuned values

@@ -131,7 +131,6 @@ def _sorted_out(tensors: Mapping[str, Tensor], where: Path) -> _Keys:
 
 
 def _param(key: str) -> ParamName:
-    """Return the parameter that a value is for."""
     match = _SAVED.fullmatch(key)
     return ParamName(f"{match[1]}.{match[2]}" if match else key.replace(".base_layer.", "."))
 

@@ -18,7 +18,6 @@ class Reader:
     """A program that reads a format.
 
     Attributes:
-        call: what reads it there.
         note: which versions, or through what; empty if it simply does.
     """
 

@@ -64,8 +64,6 @@ class Grouped:
 
     Attributes:
         factors: module -> role -> tensor; roles are `up`, `down`, `mid`, `alpha`, `dora_scale`, `hada_*` and `lokr_*`.
-        values: values that replace the base's.
-        left_out: keys of parts that an LBM lacks.
     """
 
     factors: dict[ModuleName, dict[str, Tensor]] = field(default_factory=dict[ModuleName, dict[str, Tensor]])
@@ -141,11 +139,7 @@ def note_left_out(keys: Collection[str], source: Source) -> list[str]:
 
 
 def read(source: Source, named: Callable[[str], ModuleName | None]) -> Parts:
-    """Return the contents of a file.
-
-    Args:
-        named: maps the part of a key before its ending to a module; None if it matches none.
-    """
+    """Return the contents of a file."""
     found = grouped(source.tensors, named, source.path)
     left_out = note_left_out(found.left_out, source)
     reader = _Reader(source, _is_turned_around(found))

@@ -88,7 +88,6 @@ def _tucker_or_product(parts: Mapping[str, Tensor], left: str, right: str, core:
 
 
 def _matrix(parts: Mapping[str, Tensor], role: str) -> Tensor:
-    """Return a part as a matrix, kernels flattened."""
     if role not in parts or parts[role].dim() < 2 or not parts[role].numel():
         raise _misfit()
     return parts[role].flatten(1)
@@ -127,7 +126,6 @@ def dora_delta(base: Tensor, delta: Tensor, magnitude: Tensor, *, epsilon: float
     Args:
         base, delta: the base's weight, and scaling * up @ down, in one shape.
         magnitude: as many axes as the weight, each of its size or 1: (out, 1[, 1, 1]) or (1, in[, 1, 1]).
-        epsilon: added to the norm.
     """
     weight = base.float()
     direction = weight + delta.float()

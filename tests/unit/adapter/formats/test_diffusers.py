@@ -15,7 +15,6 @@ from torch import Tensor
 
 from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, LoraModule, Wishes, load_adapter, save_adapter
 from lbm_lora.adapter.formats.layers import KEY, Before, as_before, to_one_rank
-from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import AdapterError
 from lbm_lora.naming import ModuleName, ParamName
 
@@ -129,35 +128,6 @@ def test_keys_of_every_age_are_read(tmp_path: Path, down: str, up: str, name: st
 
 
 FILE = {"unet.a.lora_A.weight": DOWN, "unet.a.lora_B.weight": UP}
-
-
-@pytest.mark.parametrize(
-    ("header", "scaling"),
-    [
-        ({"unet.r": 2, "unet.lora_alpha": 3, "text_encoder.r": 8}, 1.5),
-        ({"r": 2, "lora_alpha": 3, "use_rslora": True}, 3 / 2**0.5),
-        ({"r": 9, "lora_alpha": 3, "rank_pattern": {"^a": 2}, "alpha_pattern": {"a": 5}}, 2.5),
-    ],
-)
-def test_the_headers_alphas_count(tmp_path: Path, header: dict[str, Any], scaling: float) -> None:
-    found = read(FILE, header, path=tmp_path)
-    torch.testing.assert_close(found.modules[ModuleName("a")].delta(), scaling * UP @ DOWN)
-    assert "lora_adapter_metadata" not in found.metadata.facts
-
-
-def test_a_dora_is_read_with_its_base_alone(tmp_path: Path) -> None:
-    weight, magnitude = torch.randn(5, 3), torch.rand(5)
-    tensors = FILE | {"unet.a.lora_magnitude_vector.weight": magnitude}
-    with pytest.raises(AdapterError, match="a has DoRA magnitudes"):
-        read(tensors, path=tmp_path)
-    save_file({"a.weight": weight}, tmp_path / "base.safetensors")
-    base = open_checkpoint(tmp_path / "base.safetensors").component()
-    with pytest.warns(UserWarning, match=r"1 module of DoRA: dense deltas \(0\.1 kB in all\), exact for this base"):
-        found = read(tensors, path=tmp_path, base=base)
-    assert not found.modules
-    direction = weight + UP @ DOWN
-    expected = magnitude[:, None] * direction / direction.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(weight + found.dense[ParamName("a.weight")], expected)
 
 
 @pytest.mark.parametrize(

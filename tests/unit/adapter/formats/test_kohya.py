@@ -14,8 +14,6 @@ from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, LoraModule, Wishe
 from lbm_lora.adapter.formats import Source, codec_named
 from lbm_lora.adapter.formats.names import BY_FLAT, BY_FLAT_SGM, BY_SGM, SGM, flat, is_norm
 from lbm_lora.adapter.formats.readers import READERS
-from lbm_lora.bundled import TUNED
-from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.values import FormatName
 from lbm_lora.errors import AdapterError
 from lbm_lora.naming import ModuleName, ParamName, bias_of, weight_of
@@ -226,11 +224,6 @@ def test_a_file_of_another_program_is_recognised(tmp_path: Path, key: str, forma
     assert found.modules[ModuleName("conv_out")].alpha == 2.0
 
 
-def mini_names() -> list[ParamName]:
-    with open_checkpoint(TUNED) as checkpoint:
-        return list(checkpoint.component("denoiser."))
-
-
 def test_the_table_is_bijective_in_every_spelling() -> None:
     count = 11 * (3 + 10 * 13) + 17 * 6 + 9  # attentions, resnets, and what stands alone
     assert len(SGM) == len(BY_SGM) == len(BY_FLAT) == len(BY_FLAT_SGM) == count
@@ -276,14 +269,6 @@ def test_keys_are_the_models_own_and_read_back(tmp_path: Path) -> None:
     assert found.modules[ModuleName("mid.to_q")].alpha == 1.5
     assert torch.equal(found.modules[ModuleName("mid.to_q")].delta(), LORA.modules[ModuleName("mid.to_q")].delta())
     assert all(torch.equal(found.dense[name], delta) for name, delta in LORA.dense.items())
-
-
-def test_files_for_a_stock_sdxl_have_the_names_of_the_single_file() -> None:
-    key = "diffusion_model.output_blocks.3.0.skip_connection"
-    found = load_adapter(
-        {f"{key}.lora_B.weight": torch.ones(4, 2, 1, 1), f"{key}.lora_A.weight": torch.ones(2, 3, 1, 1)}
-    )
-    assert (found.file_format, list(found.modules)) == ("comfyui", ["up_blocks.1.resnets.0.conv_shortcut"])
 
 
 def test_a_file_of_fastvideo() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.adapter.formats.reading import grouped
-from lbm_lora.adapter.formats.rebuild import base_weight, dora_delta, loha, lokr, with_mid
+from lbm_lora.adapter.formats.rebuild import dora_delta, loha, lokr
 from lbm_lora.checkpoint import Component, open_checkpoint
 from lbm_lora.errors import AdapterError, InputError
 from lbm_lora.factorize import Factors
@@ -48,15 +48,6 @@ def test_tucker_factors_are_merged(rand: Rand) -> None:
     assert (found.modules[M].rank, found.modules[M].alpha) == (2, 1.0)
     expected = 0.5 * torch.einsum("om,mnkl,ni->oikl", up[..., 0, 0], mid, down[..., 0, 0])
     torch.testing.assert_close(delta(found, M), expected)
-
-
-def test_lokr_of_a_high_rank_becomes_a_dense_delta(rand: Rand) -> None:
-    """Without factors its alpha counts for nothing, as in LyCORIS."""
-    one, two = rand(2, 2), rand(4, 3)
-    with pytest.warns(UserWarning, match="1 module of LoKr"):
-        found = load_adapter({f"{FLAT}.lokr_w1": one, f"{FLAT}.lokr_w2": two, f"{FLAT}.alpha": torch.tensor(9.0)})
-    assert not found.modules
-    torch.testing.assert_close(delta(found, TO_Q), torch.kron(one, two))
 
 
 def test_convolutions_of_an_early_implementation_are_turned_around(rand: Rand) -> None:
@@ -167,9 +158,6 @@ def test_what_does_not_belong_together_is_refused(parts: dict[str, tuple[int, ..
     assert error_of(tensors) == f"the state dict: {text}"
 
 
-ONE = torch.ones(1)
-
-
 def named(stem: str) -> ModuleName | None:
     return ModuleName(stem) if stem.startswith("x") else None
 
@@ -189,21 +177,6 @@ def named(stem: str) -> ModuleName | None:
 def test_every_ending_of_factors_that_comfyui_tries(up: str, down: str) -> None:
     found = grouped({f"x{up}": torch.ones(2), f"x{down}": torch.ones(3)}, named, Path("f"))
     assert {role: len(tensor) for role, tensor in found.factors[ModuleName("x")].items()} == {"up": 2, "down": 3}
-
-
-def test_deltas_and_values_go_to_their_parameters() -> None:
-    keys = [
-        "x.a.diff",
-        "x.a.diff_b",
-        "x.n.w_norm",
-        "x.n.b_norm",
-        "x.table.diff_param",
-        "x.b.set_weight",
-        "x.t.set_param",
-    ]
-    found = grouped(dict.fromkeys(keys, ONE), named, Path("f"))
-    assert list(found.deltas) == ["x.a.weight", "x.a.bias", "x.n.weight", "x.n.bias", "x.table"]
-    assert list(found.values) == ["x.b.weight", "x.t"]
 
 
 @pytest.mark.parametrize(
@@ -235,14 +208,6 @@ def normal(*shape: int) -> Tensor:
 
 def matrix_of(found: Factors | Tensor) -> Tensor:
     return found if isinstance(found, Tensor) else found.product()
-
-
-@given(SIZES, SIZES, SIZES, SIZES, SIZES)
-def test_mid_is_merged_into_down(out: int, inputs: int, rank: int, inner: int, kernel: int) -> None:
-    up, mid, down = normal(out, rank, 1, 1), normal(rank, inner, kernel, kernel), normal(inner, inputs, 1, 1)
-    expected = torch.einsum("om,mnkl,ni->oikl", up[..., 0, 0], mid, down[..., 0, 0])
-    found = torch.einsum("om,mikl->oikl", up[..., 0, 0], with_mid(mid, down))
-    torch.testing.assert_close(found, expected)
 
 
 @given(SIZES, SIZES, SIZES, SIZES, st.booleans())
@@ -310,9 +275,6 @@ def test_lokr_that_is_too_large_or_does_not_fit(shapes: dict[str, tuple[int, ...
     assert str(error.value).startswith(message)
 
 
-WHERE = Path("x.safetensors")
-
-
 @pytest.mark.parametrize("shape", [(4, 3), (4, 3, 3, 3)])
 def test_each_output_has_the_length_that_its_magnitude_says(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
@@ -321,19 +283,3 @@ def test_each_output_has_the_length_that_its_magnitude_says(shape: tuple[int, ..
     tuned = base + dora_delta(base, delta, magnitude.reshape(-1, *(1 for _ in shape[1:])))
     for row, length, direction in zip(tuned, magnitude, base + delta, strict=True):
         torch.testing.assert_close(row, direction * (length / direction.norm()))
-
-
-def test_each_input_may_have_a_magnitude_instead() -> None:
-    torch.manual_seed(0)
-    base, delta, magnitude = torch.randn(4, 3), torch.randn(4, 3), torch.rand(1, 3) + 0.5
-    tuned = base + dora_delta(base, delta, magnitude)
-    torch.testing.assert_close(tuned.norm(dim=0), magnitude[0])
-
-
-def test_the_base_must_have_the_weight() -> None:
-    base = open_checkpoint({"mid.weight": torch.ones(4, 3)}).component()
-    assert torch.equal(base_weight(base, ModuleName("mid"), (4, 3), WHERE), torch.ones(4, 3))
-    with pytest.raises(AdapterError, match=r"a weight of shape \(4, 2\), but state dict has "):
-        base_weight(base, ModuleName("mid"), (4, 2), WHERE)
-    with pytest.raises(AdapterError, match=r"but state dict has no up\.weight"):
-        base_weight(base, ModuleName("up"), (4, 3), WHERE)
