@@ -2,8 +2,8 @@
 
 from lbm_lora.combine.merge import (
     MergedAdapter,
-    MergeOptions,
     MergedBase,
+    MergeOptions,
     Ranks,
     added_ranks,
     chosen_ranks,

@@ -36,24 +36,13 @@ from lbm_lora.checkpoint import dtype_name
 from lbm_lora.combine.methods import DENSITY, combine_by
 from lbm_lora.combine.products import Products, Summand, product_norm
 from lbm_lora.combine.shrink import Shrinking, chooser_of
-<<<<<<< HEAD
 from lbm_lora.configs.values import MergeMethod
-from lbm_lora.errors import AdapterError, ConfigError, Option, give_one
-from lbm_lora.factorize import Factors, FixedRank, product_svd, rank_bound
-from lbm_lora.naming import ParamName, module_of
-from lbm_lora.parallel import ordered_map
-from lbm_lora.progress import SILENT, Progress
-from lbm_lora.ranks import Choice, FixedRanks, OutputNorm, RankOptions, RankRule, rank_rule, unweighted
-=======
-from lbm_lora.configs.merge import MergeConfig
-from lbm_lora.configs.rank_options import RankOptions
 from lbm_lora.errors import AdapterError, ConfigError, Option, WrongBaseError, give_one, listing
 from lbm_lora.factorize import Factors, FixedRank, product_svd, rank_bound
 from lbm_lora.naming import ParamName, module_of
 from lbm_lora.parallel import ordered_map
 from lbm_lora.progress import SILENT, Progress, warn
-from lbm_lora.ranks import Choice, FixedRanks, OutputNorm, RankRule, rank_rule, unweighted
->>>>>>> room-core
+from lbm_lora.ranks import Choice, FixedRanks, OutputNorm, RankOptions, RankRule, rank_rule, unweighted
 
 TOLERANCE = 3e-7
 """Share of the norms of a delta's terms that is lost with the singular values of their rounding in fp32."""
@@ -168,7 +157,7 @@ def merge_adapters(
     """Merge LoRAs at their scales.
 
     Args:
-        config: its paths name things for the metadata; nothing is read from them.
+        options: how they are merged; its `calibration` is a name.
         rule: for the ranks; None if nothing is to be lost.
         path: the file to write; None for a LoRA that is kept in memory.
         norm: output norm, if what is lost is weighted by it.
@@ -204,18 +193,10 @@ def merge_adapters(
     return MergedAdapter(adapter=store.adapter() if isinstance(store, AdapterBuilder) else None, ledger=ledger)
 
 
-<<<<<<< HEAD
 def _stored_dtype(options: MergeOptions, adapters: Sequence[Adapter]) -> torch.dtype:
-    """Return the dtype asked for, else that of all LoRAs, else fp32; fp32 for exact factors."""
     if options.save_precision is not None:
         return precision(options.save_precision)
     return torch.float32 if options.exact else common_dtype(adapters)
-=======
-def _stored_dtype(config: MergeConfig, adapters: Sequence[Adapter]) -> torch.dtype:
-    if config.save_precision is not None:
-        return precision(config.save_precision)
-    return torch.float32 if config.exact else common_dtype(adapters)
->>>>>>> room-core
 
 
 def _ranks(
@@ -240,12 +221,7 @@ def _settings(
     density: float,
     dtype: torch.dtype,
 ) -> dict[str, object]:
-<<<<<<< HEAD
-    """Return the settings that the file records; file names without folders."""
     made_for_output = options.calibration is not None or any(one.metadata.is_made_for_output for one, _ in loras)
-=======
-    made_for_output = config.calibration is not None or any(one.metadata.is_made_for_output for one, _ in loras)
->>>>>>> room-core
     return {
         "merged": [
             {"lora": adapter.path.name if adapter.path else f"LoRA {number}", "lora_scale": scale.text}

@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     from lbm_lora.configs.values import ForeignFormat
     from lbm_lora.extraction import ExtractedAdapter, Shrinkage
     from lbm_lora.fidelity import network as fidelity_network
+    from lbm_lora.fidelity.weights import WeightReport
     from lbm_lora.files import Outputs
     from lbm_lora.model.make_base import BaseRecipe
     from lbm_lora.ranks import Prediction, RankRule, TrialImages
-    from lbm_lora.fidelity.weights import WeightReport
     from lbm_lora.verbs.adapters import MeasuredAdapter
     from lbm_lora.verbs.values import NetworkLike
 
@@ -508,8 +508,8 @@ def _result(
     """Write the sidecar and the twins of a LoRA next to it, and return the result; one in memory has neither."""
     from lbm_lora.adapter.twins import write_twins
     from lbm_lora.extraction import write_sidecar
-    from lbm_lora.files import written_bytes
     from lbm_lora.fidelity.weights import file_labels, weight_report
+    from lbm_lora.files import written_bytes
 
     base, tuned = pair
     output, ledger, path = extracted.output, extracted.ledger, extracted.output.path

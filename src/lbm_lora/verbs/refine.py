@@ -268,8 +268,7 @@ def _distill(
     """Get the tuned model's answers, release it, and refine the LoRA on the base."""
     from lbm_lora.refinement.distill import DistillResult, DistillSettings, distill, refuse_another
     from lbm_lora.refinement.images import answered_images
-    from lbm_lora.refinement.joint import JointSettings
-    from lbm_lora.refinement.joint import refit_points
+    from lbm_lora.refinement.joint import JointSettings, refit_points
 
     if state is not None and not overwrite:
         refuse_another(state, identity)

@@ -124,20 +124,3 @@ def test_a_name_that_is_a_link_is_kept_as_one(lists: Path) -> None:
     for name in ("..", "statistics/..", "statistics/../../x", ".", " "):
         with pytest.raises(OutputError, match="is not a name in ComfyUI's output folder"):
             files.output_path(name)
-<<<<<<< HEAD
-=======
-
-
-def test_what_a_killed_instance_has_left_is_removed(lists: Path) -> None:
-    with files.new_path("loras/x") as path:
-        folder = path.parent
-    left = folder / ".x_00001_.safetensors.0.part"
-    left.mkdir()
-    (left / NOTE).write_bytes(NOTE_TEXT)
-    with files.new_path("loras/x") as path:
-        assert path.name == "x_00001_.safetensors"
-        assert not path.exists(), "no list shows a file that is not there yet"
-        with files.new_path("loras/x") as other:
-            assert other.name == "x_00002_.safetensors"
-    assert list(folder.iterdir()) == []
->>>>>>> room-core
