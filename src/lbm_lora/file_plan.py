@@ -10,15 +10,18 @@ __all__ = ["FilePlan"]
 
 def _writes(self, path, what="", *, ours=None, may_stay=False):
     if os.path.exists(path) and ours is not None and ours(path):
-        self.__dict__.setdefault("_own", set()).add(path)
+        _OWN.add(id(path))
+        _KEPT.append(path)
     self._outputs.append((path, f"{what} {path}".strip()))
     return self
 
 
 def _is_replaceable(self, path):
-    return path in self.__dict__.get("_own", ()) or _strictly_replaceable(self, path)
+    return id(path) in _OWN or _strictly_replaceable(self, path)
 
 
+_OWN: set[int] = set()
+_KEPT = []  # so that no id is given twice
 _strictly_replaceable = FilePlan._is_replaceable
 FilePlan._is_replaceable = _is_replaceable
 
