@@ -4,16 +4,26 @@
 import os
 
 from lbm_lora.files import Outputs as FilePlan
-from lbm_lora.files import is_ours
 
 __all__ = ["FilePlan"]
 
 
 def _writes(self, path, what="", *, ours=None, may_stay=False):
-    if os.path.exists(path) and (may_stay or (ours is not None and not is_ours(path) and ours(path))):
-        return self
+    if os.path.exists(path) and ours is not None and ours(path):
+        _OWN.add(id(path))
+        _KEPT.append(path)
     self._outputs.append((path, f"{what} {path}".strip()))
     return self
+
+
+def _is_replaceable(self, path):
+    return id(path) in _OWN or _strictly_replaceable(self, path)
+
+
+_OWN: set[int] = set()
+_KEPT = []  # so that no id is given twice
+_strictly_replaceable = FilePlan._is_replaceable
+FilePlan._is_replaceable = _is_replaceable
 
 
 def _check(self, *, overwrite=None, watched=()):

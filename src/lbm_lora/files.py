@@ -133,7 +133,7 @@ def check_writable(path: Path, name: str = "") -> None:
         OutputError: its folder is a file or read-only, or it is write-protected itself.
     """
     name = name or str(path)
-    folder = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    folder = next((folder for folder in path.parents if os.path.lexists(folder)), Path())
     if not folder.is_dir():
         raise OutputError(f"{name} would be in {folder}, which is a file. Choose another path.")
     if not os.access(folder, os.W_OK | os.X_OK):

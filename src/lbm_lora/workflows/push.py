@@ -12,7 +12,7 @@ from lbm_lora.adapter.formats import WISHES
 from lbm_lora.adapter.formats.names import counted
 from lbm_lora.configs.push import PushConfig
 from lbm_lora.errors import ConfigError, InputError, Option, OutputError, plural
-from lbm_lora.files import Outputs, atomic_path, file_digest, is_same, together, write_text, written_bytes
+from lbm_lora.files import Outputs, atomic_path, file_digest, is_ours, is_same, together, write_text, written_bytes
 from lbm_lora.hub import HubName, localized
 from lbm_lora.hub.card import CardFacts, card_text, check_card, content_rows, error_rows, measured_errors, report_rows
 from lbm_lora.hub.publish import CARD, Commit, check_replaced, destination, publish
@@ -95,7 +95,7 @@ def planned(config: PushConfig, images: str | Sequence[str] | None) -> Contents:
         return contents
     outputs = Outputs(overwrite=config.overwrite).reads(config.lora_path, *contents.pictures.values())
     card = config.save_to / CARD
-    if card.is_file() and not is_unedited_card(card) and not config.overwrite:
+    if is_ours(card) and not is_unedited_card(card) and not config.overwrite:
         raise OutputError(f"{card} was edited. Move it, or use ", Option("overwrite"), " to replace it.")
     outputs.writes(card).writes(config.save_to / TWIN)
     for name, source in {contents.lora: config.lora_path, **contents.pictures}.items():

@@ -41,7 +41,7 @@ def test_test_baseline_without_a_config_says_what_to_give(tmp_path: Path) -> Non
 def test_an_output_that_is_the_tuned_file_is_refused(lbm: Lbm, tmp_path: Path) -> None:
     before = lbm.tuned.read_bytes()
     config = BaseConfig(backbone_signature=str(lbm.backbone), save_path=lbm.tuned, tuned_model_path=lbm.tuned)
-    with pytest.raises(OutputError, match="is an input of this command and would be overwritten"):
+    with pytest.raises(OutputError, match="is an input of this command, and would be overwritten"):
         run(config)
     assert lbm.tuned.read_bytes() == before
 

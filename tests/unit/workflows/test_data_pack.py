@@ -40,7 +40,7 @@ def test_incomplete_pairs_are_left_out_or_stop_the_packing(pairs: Path, tmp_path
     made = data_pack.run(PackConfig(folder=pairs, to=tmp_path / "shards", max_corrupt=0.1))
     assert (made.pairs, made.masks) == (11, 10)
     assert [item.key for item in made.skipped] == ["milk-00-dawn-to-forest"]
-    with pytest.raises(OutputError, match=r"shards already exists"):
+    with pytest.raises(OutputError, match=r"pairs-000000\.tar exists, and lbm-lora did not write it"):
         data_pack.run(PackConfig(folder=pairs, to=tmp_path / "shards", max_corrupt=0.1))
 
 

@@ -11,18 +11,15 @@ import pytest
 import torch
 
 from lbm_lora.adapter import Adapter, LoraModule, load_adapter, save_adapter
-from lbm_lora.adapter.adapter_file import files_of
 from lbm_lora.adapter.formats import WISHES
 from lbm_lora.adapter.formats.names import SGM, is_norm
 from lbm_lora.adapter.metadata import STEP_KEY
-from lbm_lora.atomic import atomic_path
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.configs.values import ForeignFormat
 from lbm_lora.errors import ConfigError, OutputError
-from lbm_lora.file_plan import FilePlan
+from lbm_lora.files import Outputs, atomic_path
 from lbm_lora.naming import ModuleName, ParamName
-from lbm_lora.ownership import is_lora, is_saved_by_run
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.workflows import extract, train
 from lbm_lora.workflows.files_beside import twin_path
@@ -93,36 +90,14 @@ def test_every_format_says_what_becomes_of_biases_and_norms() -> None:
 
 
 def test_the_files_of_twins_are_outputs(lora: Path) -> None:
-    plan = FilePlan()
-    plan_twins(plan, [lora], ["comfyui", "peft", "comfyui"])
-    assert [(output.path.relative_to(lora.parent).as_posix(), output.what) for output in plan.outputs] == [
-        ("x.comfyui.safetensors", "the comfyui twin"),
-        ("x.peft/adapter_model.safetensors", "the peft twin"),
-        ("x.peft/adapter_config.json", "the peft twin"),
-    ]
+    outputs = Outputs()
+    plan_twins(outputs, [lora], ["comfyui", "peft", "comfyui"])
+    assert [path.relative_to(lora.parent).as_posix() for path in outputs.paths] == [
+        "x.comfyui.safetensors", "x.peft/adapter_model.safetensors", "x.peft/adapter_config.json",
+    ]  # fmt: skip
     lora.with_name("x.peft").write_bytes(b"")
     with pytest.raises(OutputError, match="an adapter of PEFT is a folder"):
-        plan_twins(FilePlan(), [lora], ["peft"])
-
-
-def test_the_config_of_a_twin_is_ours_as_it_was_written(lora: Path) -> None:
-    """PEFT refuses keys that it does not know, so the config has no mark: the weights next to it have its digest."""
-    config = lora.with_name("x.peft") / "adapter_config.json"
-    config.parent.mkdir()
-    config.write_text("{}")
-    plan = FilePlan()
-    plan_twins(plan, [lora], ["peft"])
-    with pytest.raises(OutputError, match=r"adapter_config\.json exists, and lbm-lora did not write it"):
-        plan.check()
-    with pytest.warns(LbmLoraWarning, match="leaves out 2 norm parameters"):
-        write_twins(lora, ["peft"])
-    plan.check()
-    config.write_text(config.read_text().replace('"r": 2', '"r":  2'))
-    with pytest.raises(OutputError, match=r"adapter_config\.json exists, and lbm-lora did not write it"):
-        plan.check()
-    config.write_bytes(b"")
-    with pytest.raises(OutputError, match=r"adapter_config\.json exists, and lbm-lora did not write it"):
-        plan.check()
+        plan_twins(Outputs(), [lora], ["peft"])
 
 
 def test_extract_writes_a_twin_of_each_lora(lbm: Lbm, tmp_path: Path) -> None:
@@ -159,17 +134,15 @@ def test_a_twin_of_what_a_training_run_has_saved_counts_as_saved_by_it(
     save_adapter(replace(adapter, metadata=replace(adapter.metadata, facts={STEP_KEY: "100 0123"})), saved)
     for path in (lora, saved):
         write_twins(path, (to,))
-        weights = files_of(twin_path(path, to), to)[0]
-        plan, own = FilePlan(), FilePlan()
-        plan_twins(plan, [path], (to,))
-        plan_twins(own, [path], (to,), ours=is_lora)
+        outputs, own = Outputs(), Outputs(replaces_trained=True)
+        plan_twins(outputs, [path], (to,))
+        plan_twins(own, [path], (to,))
         own.check()
         if path == saved:
             with pytest.raises(OutputError, match="exists, and a training run has saved it"):
-                plan.check()
-            assert is_saved_by_run(weights)
+                outputs.check()
         else:
-            plan.check()
+            outputs.check()
 
 
 @pytest.mark.parametrize(("changes", "count"), [({}, 2), ({"stopped_by": "SIGTERM"}, 0), ({"process": 1}, 0)])
