@@ -15,7 +15,7 @@ from lbm_lora.factorize import Moment
 from lbm_lora.fidelity.points import bridge_points, image_latent, image_noise
 from lbm_lora.model.build import LBMModel
 from lbm_lora.model.schedule import schedule_of
-from lbm_lora.naming import ModuleName, ParamName, leaf_of
+from lbm_lora.naming import ModuleName
 
 
 class Listener:
@@ -113,38 +113,12 @@ def test_moments_are_means_over_images_and_timesteps(
     assert statistics.output_values == pytest.approx(values)
 
 
-def test_every_vector_has_a_moment_of_its_length(model: LBMModel, statistics: Statistics) -> None:
-    lengths = {name: len(value) for name, value in model.denoiser.named_parameters() if value.dim() == 1}
-    assert {name: moment.size for name, moment in statistics.vectors.items()} == lengths
-    assert {leaf_of(ParamName(name)) for name in lengths} == {"weight", "bias"}
-    assert all(moment.trace > 0 for moment in statistics.vectors.values())
-
-
-def test_few_images_need_a_larger_ridge(statistics: Statistics) -> None:
-    name = next(iter(statistics))
-    many = replace(statistics, origin=replace(statistics.origin, count=16))
-    assert (statistics[name].ridge, many[name].ridge) == (1e-2, 1e-3)
-
-
-def test_a_layer_without_any_effect_has_weights(statistics: Statistics) -> None:
-    name = next(iter(statistics))
-    dead = replace(statistics, gradients={**statistics.gradients, name: 0.0})
-    assert dead[name].scale == 1.0
-    assert statistics[name].scale != 1.0
-
-
 def test_checkpointing_changes_nothing(
     model: LBMModel, images: tuple[Path, ...], settings: CalibrationSettings, statistics: Statistics
 ) -> None:
     again = collect(model, images, settings, tuned="abc", is_checkpointed=True)
     assert_equal(statistics, again, rtol=1e-4)
     assert not model.denoiser.is_gradient_checkpointing
-
-
-def test_the_model_is_left_as_it_was(model: LBMModel, statistics: Statistics) -> None:
-    assert len(statistics) > 0
-    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in model.denoiser.parameters())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.denoiser.modules())
 
 
 @pytest.fixture
@@ -176,7 +150,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
     save_statistics(gone_on, tmp_path / "gone_on.safetensors")
     assert (tmp_path / "whole.safetensors").read_bytes() == (tmp_path / "gone_on.safetensors").read_bytes()
     partial.remove()
-    assert partial.path.exists(), "this object has neither written nor read it"
+    assert not partial.path.exists()
 
 
 def test_sums_of_another_run_are_not_used(run: Callable[..., Statistics], tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ from lbm_lora.calibration import Statistics, load_statistics, output_norm, save_
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.errors import CheckpointError
 from lbm_lora.extraction import Plan, plan_extraction
-from lbm_lora.fidelity.checks import Check
-from lbm_lora.fidelity.points import Point
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import SILENT
 from lbm_lora.ranks import OutputNorm
@@ -86,20 +83,3 @@ def test_modules_that_the_model_does_not_call_are_counted_and_one_is_named(
         f"{tmp_path}/s.safetensors has no statistics for 2 modules, such as idle.a: the model does not call them. "
         "Leave them out: exclude 'idle.a'."
     )
-
-
-def test_there_is_something_to_try_loras_on_where_points_are_checked_or_images_given(
-    statistics: Statistics, plan_of: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[int, int]] = []
-
-    def opened(*_: object, checks: Any, images: Any, **others: object) -> None:
-        asked.append((len(checks), len(images)))
-
-    monkeypatch.setattr(import_module("lbm_lora.calibration.output_norm"), "LoraTrial", opened)
-    point = Point(timestep=500.0, probability=1.0, state=torch.zeros(1, 4, 8, 8))
-    check = Check(kind="held", point=point, wanted=torch.ones(1, 4, 8, 8))
-    plan, points, statistics = plan_of("conv_in"), 1, replace(statistics, checks=(check,))
-    for changes in ({}, {"is_checked": True}, {"images": (Path("a.png"),)}):
-        norm_of(statistics, plan, tmp_path, **changes).open_trial()
-    assert asked == [(points, 0), (0, 1)]

@@ -120,7 +120,7 @@ def test_fingerprints_are_those_of_the_whole_components(extract: Extract, tmp_pa
 
 def same(first: Extracted, second: Extracted) -> bool:
     """Whether both hold the same bytes, whatever their order."""
-    one, other = ({name: found.adapter.delta(name) for name in found.adapter.params} for found in (first, second))
+    one, other = ({name: delta_of(found, name) for name in found.adapter.params} for found in (first, second))
     return one.keys() == other.keys() and all(
         torch.equal(delta_of(second, name), delta_of(first, name)) for name in one
     )
