@@ -20,7 +20,7 @@ MOST_BYTES = 16 * 2**20
 """Of a YAML or JSON file; a safetensors header has its own limit."""
 MOST_VALUES = 100_000
 """Of a YAML file, those behind references counted each time."""
-_MOST_DIGITS = 40  # of a whole number in JSON
+MOST_DIGITS = 40  # of a whole number in JSON
 
 
 class TextError(ValueError):
@@ -122,8 +122,8 @@ def read_text(path: Path) -> str:
 
 
 def _whole(text: str) -> int:
-    if len(text) > _MOST_DIGITS:
-        raise TextError(f"holds a whole number of {len(text):,} digits; the limit is {_MOST_DIGITS}")
+    if len(text) > MOST_DIGITS:
+        raise TextError(f"holds a whole number of {len(text):,} digits; the limit is {MOST_DIGITS}")
     return int(text)
 
 
