@@ -12,7 +12,6 @@ from lbm_lora.errors import (
     LbmLoraError,
     Option,
     home_path,
-    listing,
     not_there,
     real_path,
 )
@@ -36,8 +35,6 @@ def test_the_docstring_is_the_tree() -> None:
     assert documented() == {name: kind.exit_code for name, kind in CLASSES.items()}
 
 
-
-
 @pytest.mark.parametrize(
     ("option", "python", "flag"),
     [
@@ -49,34 +46,6 @@ def test_the_docstring_is_the_tree() -> None:
 )
 def test_an_option_is_an_argument_or_a_flag(option: Option, python: str, flag: str) -> None:
     assert (str(option), as_flag(option)) == (python, flag)
-
-
-@pytest.mark.parametrize(
-    ("names", "limit", "text"),
-    [
-        ([], 3, ""),
-        (["a", "b", "c"], 3, "a, b, c"),
-        ([str(number) for number in range(20)], 8, "0, 1, 2, 3, 4, 5, 6, 7 and 12 more"),
-    ],
-)
-def test_listing(names: list[str], limit: int, text: str) -> None:
-    assert listing(iter(names), limit=limit) == text
-
-
-
-
-@pytest.mark.parametrize(
-    ("missing", "named"),
-    [({"a"}, "a, which is"), ({"a", "c"}, "a and c, which are"), ({"a", "b", "c"}, "a, b and c, which are")],
-)
-def test_missing_packages_are_named_with_the_command_that_installs_them(
-    missing: set[str], named: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(errors, "find_spec", lambda name: None if name in missing else True)
-    with pytest.raises(errors.MissingExtraError) as caught:
-        errors.need_packages("drawing", ("a", "b", "c"), "train")
-    assert str(caught.value) == f'drawing needs {named} not installed. Run: pip install "lbm-lora[train]"'
-    errors.need_packages("drawing", ("d",), "train")
 
 
 WEIGHTS = (".safetensors", ".ckpt")
@@ -109,8 +78,6 @@ def test_the_nearest_name_of_its_kind(folder: Path, name: str, near: str | None)
     assert not_there(folder / name, WEIGHTS) == f"{folder / name} does not exist. {said}"
 
 
-
-
 def test_a_folder_without_such_files_says_what_it_holds(folder: Path) -> None:
     path = folder / "config.yaml"
     assert not_there(path, (".yaml",)) == (
@@ -125,10 +92,6 @@ def test_a_folder_that_is_not_there_is_named_with_the_nearest(folder: Path) -> N
     )
     far = folder / "zzz" / "a.png"
     assert not_there(far) == f"{far} does not exist. There is no folder {folder / 'zzz'}."
-
-
-
-
 
 
 def test_a_folder_that_may_not_be_read_is_no_defect(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,5 +117,3 @@ def test_a_loop_of_links_has_a_path_too(tmp_path: Path) -> None:
     assert real_path(tmp_path / "loop" / "a") == tmp_path / "loop" / "a"
     assert real_path(tmp_path / "link" / "a") == tmp_path / "a"
     assert real_path(Path("a\0b")) == Path("a\0b").absolute()
-
-

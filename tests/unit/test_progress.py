@@ -2,14 +2,13 @@
 
 import subprocess
 import sys
-import warnings
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from lbm_lora.errors import Option, spelled
-from lbm_lora.progress import SILENT, LbmLoraWarning, Pace, Progress, as_clock, warn
+from lbm_lora.errors import Option
+from lbm_lora.progress import LbmLoraWarning, Pace, as_clock, warn
 
 PARTS = ("size 100 is no bucket: give ", Option("size"), " 128, or ", Option("dense", is_off=True), ".")
 
@@ -19,10 +18,6 @@ def test_a_warning_reads_as_its_parts() -> None:
         warn(*PARTS)
     (one,) = caught
     assert str(one.message) == "size 100 is no bucket: give size 128, or dense=False."
-
-
-
-
 
 
 SCRIPT = """\
@@ -40,10 +35,6 @@ def test_a_warning_names_the_line_that_called_the_function_that_warns(tmp_path: 
     script.write_text(SCRIPT)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=120)
     assert done.stderr == f"{script}:6: LbmLoraWarning: look here\n  work()\n"
-
-
-
-
 
 
 class Clock:
@@ -87,14 +78,8 @@ def test_the_time_left_ticks_down_while_a_part_is_at_work_and_never_leaps() -> N
     assert shown[-1] <= 7
 
 
-
-
-
-
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (125, "2:05"), (4320, "1:12:00"), (360_720, "100:12:00")]
 )
 def test_a_clock(seconds: float, text: str) -> None:
     assert as_clock(seconds) == text
-
-

@@ -76,19 +76,6 @@ def test_the_number_asked_for_holds_for_every_model_and_process() -> None:
     assert said == []
 
 
-def test_the_environment_is_the_users_word_and_the_option_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "6")
-    torch.set_num_threads(6)  # as torch does when it is loaded
-    with chosen_threads(None, print):
-        fit_threads(MINI)
-        assert torch.get_num_threads() == 6
-    with chosen_threads(2, print):
-        assert torch.get_num_threads() == 2
-    assert os.environ["OMP_NUM_THREADS"] == "6"
-
-
-
-
 @pytest.mark.parametrize(("parameters", "expected"), [(MINI, 1), (LARGE, 4)])
 def test_processes_of_one_machine_share_its_cores(parameters: int, expected: int) -> None:
     with chosen_threads(None, lambda _: None):
@@ -98,8 +85,6 @@ def test_processes_of_one_machine_share_its_cores(parameters: int, expected: int
         assert os.environ["OMP_NUM_THREADS"] == str(expected), "what Fabric's processes are started with"
 
 
-
-
 def test_tensors_are_worked_on_by_every_core_behind_a_small_model_too() -> None:
     assert thread_choice()[0] == 8
     with chosen_threads(None, lambda _: None):
@@ -107,8 +92,6 @@ def test_tensors_are_worked_on_by_every_core_behind_a_small_model_too() -> None:
         assert thread_choice()[0] == 8
         assert set(ordered_map(lambda _: torch.get_num_threads(), range(9))) == {1}
         assert torch.get_num_threads() == 1
-
-
 
 
 @pytest.mark.parametrize(
@@ -131,8 +114,6 @@ def test_affinity_and_the_quota_of_a_container(
     assert usable_cores() == expected
 
 
-
-
 @pytest.mark.parametrize(
     ("variable", "set_default", "ours", "users"),
     [
@@ -151,10 +132,6 @@ def test_a_variable_of_the_user_stays(
     assert os.environ[variable] == users
 
 
-
-
-
-
 @pytest.mark.parametrize("threads", [1, 5])
 def test_results_come_in_the_order_of_the_items(threads: int) -> None:
     turns = [threading.Event() for _ in range(6)]
@@ -170,8 +147,6 @@ def test_results_come_in_the_order_of_the_items(threads: int) -> None:
     assert list(ordered_map(work, range(6), threads=threads)) == [0, 1, 4, 9, 16, 25]
 
 
-
-
 def test_an_error_reaches_the_reader_and_ends_the_work() -> None:
     done: list[int] = []
 
@@ -184,8 +159,6 @@ def test_an_error_reaches_the_reader_and_ends_the_work() -> None:
     with pytest.raises(ValueError, match=r"^three$"):
         list(ordered_map(work, range(1000), threads=2))
     assert len(done) < 20
-
-
 
 
 @pytest.fixture(autouse=True)
@@ -216,10 +189,6 @@ def test_the_second_one_interrupts() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-
-
-
-
 def test_an_ignored_hangup_stays_ignored() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
     with StopRequest() as stop, terminated_as_exception():
@@ -235,5 +204,3 @@ def test_a_command_without_a_run_ends_by_an_exception(number: signal.Signals) ->
         os.kill(os.getpid(), number)
     assert raised.value.number == number
     assert signal.getsignal(number) is signal.SIG_DFL
-
-

@@ -99,31 +99,6 @@ def gathered(net: Net, name: str, sample: tuple[Tensor, Tensor]) -> Tensor:
     return rows_of(seen[0])
 
 
-def jacobian(net: Net, name: str, sample: tuple[Tensor, Tensor]) -> Tensor:
-    """d output / d output of a layer: (values, *shape of the layer's output)."""
-
-    def shifted(shift: Tensor) -> Tensor:
-        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return output + shift
-
-        handle = module_of(net, name).register_forward_hook(add)
-        output = net(*sample).flatten()
-        handle.remove()
-        return output
-
-    seen: list[Tensor] = []
-
-    def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.append(output)
-
-    handle = module_of(net, name).register_forward_hook(keep)
-    net(*sample)
-    handle.remove()
-    found = torch.autograd.functional.jacobian(shifted, torch.zeros_like(seen[0]))
-    assert isinstance(found, Tensor)
-    return found
-
-
 def change(net: Net, name: str, error: Tensor, inputs: list[tuple[Tensor, Tensor]]) -> float:
     """The mean squared change of the output that an error in a layer's weight causes."""
     weight = module_of(net, name).weight
@@ -169,19 +144,6 @@ def test_a_conv_has_a_moment_of_all_that_its_kernel_covers(conv: nn.Conv2d) -> N
     assert (moment.size, moment.repeat) == (conv.weight[0].numel(), 1)
     expected = float(output.square().sum()) / output[:, 0].numel()
     assert moment.quadratic(conv.weight.detach().flatten(1)) == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize("name", ["block.value", "last", "time_2"])
-def test_outputs_are_those_of_the_jacobian(net: Net, name: ModuleName) -> None:
-    inputs = samples(2)
-    sums = collected(net, inputs)
-    expected = torch.zeros(())
-    for sample in inputs:
-        rows = torch.stack([rows_of(row) for row in jacobian(net, name, sample)]).flatten(0, 1)
-        expected = expected + rows.mT @ rows / len(inputs)  # summed over positions and over the output's values
-    dense = sums.outputs[name].result(1).dense
-    assert dense is not None
-    assert torch.allclose(dense.double(), expected, rtol=1e-4, atol=1e-6 * float(expected.trace()))
 
 
 def predicted(sums: Sums, net: Net, name: ModuleName, error: Tensor) -> tuple[float, float]:
@@ -240,17 +202,6 @@ def test_a_checkpointed_block_counts_once(net: Net) -> None:
     assert plain.gradients == pytest.approx(again.gradients, rel=1e-12)
     for one, other in zip(plain.state().values(), again.state().values(), strict=True):
         assert torch.allclose(one, other, rtol=1e-6)
-
-
-def test_the_network_is_left_as_it_was(net: Net) -> None:
-    kept = net.stem.weight.requires_grad_(True).grad = torch.ones_like(net.stem.weight)
-    collected(net, samples(1), probes=1)
-    assert [name for name, parameter in net.named_parameters() if parameter.requires_grad] == ["stem.weight"]
-    assert net.stem.weight.grad is kept
-    assert torch.equal(kept, torch.ones_like(kept))
-    assert all(parameter.grad is None for parameter in net.parameters() if parameter is not net.stem.weight)
-    assert not any(module._forward_hooks for module in net.modules())
-    assert not any(parameter._post_accumulate_grad_hooks for parameter in net.parameters())
 
 
 def test_all_calls_of_a_layer_count_together() -> None:

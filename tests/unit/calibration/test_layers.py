@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lbm_lora.calibration import CalledLayer, find_layers
+from lbm_lora.calibration import find_layers
 from lbm_lora.calibration.layers import unmeasured
 from lbm_lora.errors import InputError
 from lbm_lora.naming import ModuleName
@@ -23,15 +23,6 @@ class Net(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         mixed = self.query(tokens) + self.key(tokens) + self.other(tokens.clone())
         return self.late(self.grouped(mixed))
-
-
-def test_layers_and_shared_inputs() -> None:
-    net = Net()
-    layers = find_layers(net, lambda: net(torch.zeros(1, 4, 5, 6)))
-    assert list(layers) == ["query", "key", "other", "late"]
-    assert [layers[name].inputs for name in layers] == ["query", "query", "other", "late"]
-    assert layers[ModuleName("late")] == CalledLayer(shape=(2, 4, 3, 2), inputs=ModuleName("late"))
-    assert [layer.repeat for layer in layers.values()] == [1, 1, 1, 6]
 
 
 def test_convs_share_an_input_where_their_kernels_cover_the_same() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter import Adapter, Ledger, Outcome, Status
+from lbm_lora.adapter import Adapter, Ledger, Outcome
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.extraction import DeltaSettings, Plan, SurveyedPass, SurveyPass, plan_extraction
 from lbm_lora.extraction.survey import Survey
@@ -84,19 +84,6 @@ def test_what_a_rank_is_said_to_leave_it_leaves(plan: Plan, tmp_path: Path) -> N
             left = float(whitening(error).double().square().sum())
             said = one.rest + float(one.squares[module.rank :].sum())
             assert left == pytest.approx(said, rel=1e-3, abs=1e-5 * float(one.squares.sum()))
-
-
-def test_nothing_and_the_dense_delta_are_choices(plan: Plan, tmp_path: Path) -> None:
-    found = surveyed(plan, tmp_path)
-    first, second, *others = [one.name for one in found.spectra]
-    choices: dict[ParamName, int | None] = {first: 0, second: None, **dict.fromkeys(others, 1)}
-    adapter, ledger = emitted(plan, tmp_path, choices)
-    rows = {row.name: row for row in ledger}
-    assert (rows[first].status, rows[first].reason) == (Status.EXCLUDED, "not worth the bytes")
-    assert rows[first].measure.relative_error == 1
-    assert (rows[second].status, rows[second].rank) == (Status.DENSE, None)
-    assert torch.equal(adapter.dense[second], plan.pairing.read_delta(second)[0])
-    assert first not in adapter.params
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])

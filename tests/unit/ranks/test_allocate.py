@@ -14,7 +14,7 @@ from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import InputError
 from lbm_lora.extraction import DeltaSettings, Plan, SurveyedPass, SurveyPass, plan_extraction
 from lbm_lora.extraction.survey import Survey
-from lbm_lora.factorize import FixedRank, MomentAccumulator, Weights, rank_bound, weighted_svd
+from lbm_lora.factorize import FixedRank, MomentAccumulator, Weights, weighted_svd
 from lbm_lora.naming import ParamName
 from lbm_lora.ranks import (
     Choice,
@@ -99,19 +99,6 @@ def test_an_error_is_reached_with_few_bytes(allocator: RankAllocator, share: flo
     assert smaller.error_sq > share**2 * allocator.energy_sq
 
 
-@pytest.mark.parametrize("value", [0.6, 0.01])
-def test_each_module_for_itself(survey: Survey, allocator: RankAllocator, value: float) -> None:
-    by_error, by_energy = allocator.module_error(value), allocator.energy(1 - value**2)
-    assert by_error.ranks == by_energy.ranks
-    for one in survey.spectra:
-        rank = by_error.ranks[one.name]
-        assert rank is not None
-        total = float(one.squares.sum())
-        assert float(one.squares[rank:].sum()) <= value**2 * total
-        assert rank == 0 or float(one.squares[rank - 1 :].sum()) > value**2 * total
-        assert rank <= rank_bound(one.shape)
-
-
 def test_a_size_without_room_says_what_is_needed(allocator: RankAllocator) -> None:
     with pytest.raises(InputError) as caught:
         allocator.within([allocator.fixed_bytes])
@@ -144,14 +131,6 @@ def test_files_fill_their_size() -> None:
         errors.append(choice.error_sq)
     assert errors == sorted(errors, reverse=True)
     assert allocator.energy_sq > errors[0]
-
-
-def test_the_smallest_file_with_an_error() -> None:
-    allocator = WidthAllocator(spectra(), prefix="", overhead=500)
-    found = allocator.error(1e-3 * allocator.energy_sq)
-    assert found.error_sq <= 1e-3 * allocator.energy_sq
-    with pytest.raises(InputError, match="no bits reach an error this small"):
-        allocator.error(1e-30)
 
 
 def test_a_size_below_everything_is_refused() -> None:

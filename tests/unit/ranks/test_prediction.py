@@ -75,16 +75,6 @@ def test_what_was_measured_corrects_what_is_predicted(selection: RankSelection) 
     assert selection.predictor.prediction(large).error == pytest.approx(8 * selection.predictor.foreseen(large))
 
 
-def test_a_table_goes_from_small_and_bad_to_large_and_good(selection: RankSelection) -> None:
-    (choice,) = selection.allocator.within([90_000])
-    table = selection.predictor.table(choice)
-    assert choice.nbytes in [one.nbytes for one in table]
-    assert len(table) > 4
-    assert [one.nbytes for one in table] == sorted(one.nbytes for one in table)
-    assert [one.error for one in table] == sorted((one.error for one in table), reverse=True)
-    assert max(one.nbytes for one in table) <= 3 * 90_000
-
-
 def test_the_scratch_file_goes(plan: Plan, tmp_path: Path) -> None:
     with opened(plan, HALF, tmp_path):
         assert [path.suffix for path in tmp_path.iterdir()] == [".part"]

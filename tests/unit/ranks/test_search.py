@@ -65,10 +65,3 @@ def test_what_cannot_be_reached_gives_the_best_file() -> None:
     run = smallest(55.0, files(1), measure, offset=0.0)
     assert run.result == 50.0
     assert 10_000 in measure.tried
-
-
-def test_a_target_below_everything_takes_the_smallest_file() -> None:
-    measure = Outcome(lambda foreseen: foreseen + 20)
-    run = smallest(5.0, files(1), measure, offset=20.0)
-    assert (run.proposal.nbytes, run.result) == (0, 20.0)
-    assert measure.tried == [0]

@@ -13,7 +13,7 @@ import torch
 
 from lbm_lora.adapter import Adapter, LoraModule
 from lbm_lora.apply import ScaledAdapter, fuse_module
-from lbm_lora.errors import AdapterError, ConfigError, QualityError
+from lbm_lora.errors import ConfigError, QualityError
 from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.points import Point
 from lbm_lora.model.build import LBMModel, load_model
@@ -171,21 +171,14 @@ Damage = Callable[[dict[str, Any]], None]
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda held: held.update(config={"x": 1.0}), "the errors of its LoRA are not two numbers"),
-        (lambda held: held["config"].update(typical="low"), "the errors of its LoRA are not two numbers"),
         (lambda held: held["config"].update(typical=math.nan), "the errors of its LoRA are not two numbers"),
-        (lambda held: held.update(step=10**15), "its step is 1000000000000000 of 8"),
-        (lambda held: held.update(step=7), "its step is 7 of 8"),
         (lambda held: held.update(best_step=9), "its step is 8 of 8"),
         (lambda held: held.update(average=None), "it holds no best LoRA"),
         (
             lambda held: held["optimizer"]["conv_in.bias"].update(exp_avg=torch.zeros(3)),
             "what Adam has kept for conv_in",
         ),
-        (lambda held: held["optimizer"]["conv_in.bias"].update(step=5), "what Adam has kept for conv_in.bias"),
-        (lambda held: held["optimizer"]["conv_in.bias"].update(step=torch.tensor(-5.0)), "what Adam has kept"),
         (lambda held: held["optimizer"]["conv_in.bias"]["exp_avg_sq"].fill_(-1), "what Adam has kept"),
-        (lambda held: held["optimizer"]["conv_in.bias"].pop("exp_avg"), "what Adam has kept"),
     ],
 )
 def test_a_damaged_state_is_said_to_be(
@@ -230,31 +223,6 @@ def test_the_state_of_another_run_is_refused(base: Path, tmp_path: Path) -> None
         refuse_another(state, {"a": 2})
 
 
-def test_lessons_of_several_shapes(base: Path) -> None:
-    true, given = lora(base, 0), lora(base, 1)
-    taught = lessons(base, true, range(2)) + lessons(base, true, range(2), side=16)
-    student = Student(model_of(base), given, torch.float32)
-    with torch.no_grad():
-        together = student.losses(taught[:2])
-        apart = torch.cat([student.losses([lesson]) for lesson in taught[:2]])
-    assert torch.allclose(together, apart, rtol=1e-4)
-    errors = student.errors(taught)
-    assert 0 < errors.typical < errors.worst
-
-
-def test_a_loss_that_is_no_number_is_said(base: Path, tmp_path: Path) -> None:
-    true, given = lora(base, 0), lora(base, 1)
-    with pytest.raises(QualityError, match="the learning rate 1e\\+30"):
-        distill(
-            Student(model_of(base), given, torch.float32),
-            lessons(base, true, range(2)),
-            lessons(base, true, range(100, 101)),
-            dataclasses.replace(SETTINGS, learning_rate=1e30),
-            state=tmp_path / "s.pt",
-            identity={},
-        )
-
-
 def test_the_best_lora_of_a_run_that_diverges_later_is_kept(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     true, given, take = lora(base, 0), lora(base, 1), work._take
 
@@ -273,9 +241,3 @@ def test_the_best_lora_of_a_run_that_diverges_later_is_kept(base: Path, monkeypa
         _, result = distilled()
     assert 0 < result.step <= 12
     assert result.after.typical < result.before.typical
-
-
-def test_modules_that_take_no_lora_are_named(base: Path) -> None:
-    strange = LoraModule(ModuleName("conv_norm_out"), torch.zeros(1, 1), torch.zeros(16, 1), 1.0)
-    with pytest.raises(AdapterError, match="conv_norm_out"):
-        Student(model_of(base), Adapter({strange.name: strange}, {}), torch.float32)

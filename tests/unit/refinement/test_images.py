@@ -58,13 +58,6 @@ def test_an_image_in_both_is_found_under_any_name(tmp_path: Path) -> None:
         split_images(str(tmp_path / "learnt"), str(tmp_path / "held"))
 
 
-def test_one_image_cannot_be_split(tmp_path: Path) -> None:
-    (path,) = folder_of(tmp_path / "images", 1)
-    text = f"^images is only one image, {re.escape(str(path))}. Give two or more, or add held_images\\.$"
-    with pytest.raises(ConfigError, match=text):
-        split_images(str(path), None)
-
-
 def test_points_hold_what_the_tuned_model_says_and_mirrors_are_learnt_alone(model: LBMModel, tmp_path: Path) -> None:
     one, other = noise_images(tmp_path)
     split = ImageSplit(learnt=(one,), held=(other,))

@@ -79,23 +79,6 @@ def test_what_is_kept_is_as_stored_and_never_worse_on_held_inputs(dtype: torch.d
             )
 
 
-def test_nothing_better_returns_the_given_adapter() -> None:
-    running = network()
-    given = adapter(0)
-    exact = [batch(running, tuned(given), (0, 1))]
-    found = refit(running, given, [batch(running, tuned(adapter(2)), (2,))], exact)
-    assert (found.step, found.gain) == (0, 0)
-    assert all(torch.equal(found.adapter.dense[name], delta) for name, delta in given.dense.items())
-
-
-def test_an_adapter_without_vectors_or_ranks_stays_as_it_is() -> None:
-    running = network()
-    matrix = 0.1 * torch.randn(8, 3, 3, 3, generator=torch.Generator().manual_seed(0))
-    given = Adapter({}, {ParamName("0.weight"): matrix})
-    found = refit(running, given, [batch(running, running, (0,))], [batch(running, running, (1,))])
-    assert (found.step, found.steps) == (0, 0)
-
-
 def points(images: int) -> list[AnsweredPoint]:
     """Return points at three timesteps, whose states are the number of their image."""
     return [
