@@ -22,10 +22,18 @@ The remedy is often an option of the caller. It is data (`Option`) among the par
 it in its own terms, as a flag, a key of a file or a widget; `str` spells it as a Python argument.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
 from typing import ClassVar
+
+_MOST_LOOKED_AT = 10_000  # entries of a folder: data sets may have millions
+_MOST_KINDS = 3
 
 
 @dataclass(frozen=True)
@@ -151,18 +159,14 @@ def plural(count: int, noun: str, several: str = "") -> str:
 
 
 def need_packages(what: str, packages: Iterable[str], extra: str) -> None:
-    """Check that the optional packages of a feature are installed.
-
-    Raises:
-        MissingExtraError: a package that `what` needs is missing; names every missing package and the extra.
-    """
+    """Check that the optional packages of a feature are installed; the error names all that are missing."""
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise missing_extra(what, missing, extra)
 
 
 def missing_extra(what: str, missing: Sequence[str], extra: str) -> MissingExtraError:
-    """The error for work whose optional packages are not there. Its line ends with the command that installs them."""
+    """Return the error for work that needs optional packages, with the command that installs them."""
     named = f"{', '.join(missing[:-1])} and {missing[-1]}, which are" if len(missing) > 1 else f"{missing[0]}, which is"
     return MissingExtraError(f'{what} needs {named} not installed. Run: pip install "lbm-lora[{extra}]"')
 
@@ -170,3 +174,90 @@ def missing_extra(what: str, missing: Sequence[str], extra: str) -> MissingExtra
 def give_one(one: str, other: str, what: str) -> ConfigError:
     """Return the error for two options that both do the same thing."""
     return ConfigError(Option(one), " and ", Option(other), f" both {what}. Give one of them.")
+
+
+def home_path(text: str | Path) -> Path:
+    """Return the path that a text names: `~` is a home folder where a shell has not replaced it, as in `'~/x'`.
+
+    `./~/x` is in a folder called `~`.
+    """
+    try:
+        return Path(text).expanduser() if str(text).startswith("~") else Path(text)
+    except RuntimeError:  # a user that nobody knows: then it is a name like any other
+        return Path(text)
+
+
+def real_path(path: Path) -> Path:
+    """Resolve links in a path; if they form a loop or the name is invalid, return it absolute but unresolved.
+
+    A relative path stays as it is if the current folder was removed.
+    """
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):
+        return absolute_path(path)
+
+
+def with_name(path: Path) -> Path:
+    """Return the path of a file or folder by its own name, which `.` and `..` are not."""
+    return path if path.name not in ("", "..") else real_path(path)
+
+
+def absolute_path(path: Path) -> Path:
+    """Return the path from the root, links and all; as it is if the current folder was removed."""
+    try:
+        return path.absolute()
+    except FileNotFoundError:
+        return path
+
+
+def not_there(path: Path, suffixes: Collection[str] = ()) -> str:
+    """`x/model.ckpt does not exist. Did you mean x/model.safetensors?`: the first sentences of an error.
+
+    Args:
+        suffixes: suffixes of usable files, lower case with the dot; by default every name is a candidate.
+    """
+    if path.is_symlink():
+        return f"{path} is a link to {path.readlink()}, which does not exist."
+    text = f"{path} does not exist."
+    missing = path
+    while not missing.parent.is_dir() and missing != missing.parent:
+        missing = missing.parent  # the first missing part of the path
+    folder = missing.parent
+    if missing != path:
+        near = _nearest(missing.name, [entry for entry in _entries(folder) if entry.is_dir()])
+        return f"{text} There is no folder {missing}.{f' Did you mean {folder / near}?' if near else ''}"
+    entries = _entries(folder)
+    files = [entry.name for entry in entries if entry.suffix.lower() in suffixes and entry.is_file()]
+    near = _nearest(path.name, [entry for entry in entries if not suffixes or entry.name in files or entry.is_dir()])
+    if near:
+        return f"{text} Did you mean {folder / near}?"
+    return f"{text} The folder {folder} has {listing(files)}." if files else f"{text} {held_by(folder)}"
+
+
+def held_by(folder: Path) -> str:
+    """`The folder x holds 12 .png files, 2 folders and more.`, or that it is empty."""
+    if not os.access(folder, os.R_OK):
+        return f"The folder {folder} cannot be read."
+    entries = _entries(folder)
+    counts = Counter("folder" if entry.is_dir() else f"{entry.suffix.lower()} file".strip() for entry in entries)
+    kinds = ", ".join(plural(count, kind) for kind, count in counts.most_common(_MOST_KINDS))
+    more = " and more" if len(counts) > _MOST_KINDS else ""
+    return f"The folder {folder} holds {kinds}{more}." if kinds else f"The folder {folder} is empty."
+
+
+def _entries(folder: Path) -> list[Path]:
+    if not os.access(folder, os.R_OK):
+        return []
+    shown = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    return sorted(islice(shown, _MOST_LOOKED_AT))
+
+
+def _nearest(name: str, entries: Collection[Path]) -> str:
+    """Return the entry whose name is nearest, else that of the same stem (`model.safetensors` for `model.ckpt`)."""
+    # stems, since a long extension in common makes any two names alike
+    by_stem = {entry.stem.lower(): entry.name for entry in reversed(list(entries))}
+    wanted = Path(name.lower())
+    by_stem |= {entry.stem.lower(): entry.name for entry in entries if entry.suffix.lower() == wanted.suffix}
+    close = get_close_matches(wanted.stem, by_stem, n=1, cutoff=0.6)
+    return by_stem[close[0]] if close else ""

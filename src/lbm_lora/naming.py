@@ -28,7 +28,6 @@ DENOISER_PREFIX = "denoiser."
 ATTENTION = ("attn1.to_", "attn2.to_")
 """Patterns of the attention layers: queries, keys, values and outputs."""
 
-
 _SECONDS = 1  # for a pattern on one name
 
 
@@ -53,11 +52,7 @@ def bias_of(module: ModuleName) -> ParamName:
 
 
 def matcher(pattern: str) -> Callable[[str], bool]:
-    """Return the predicate for one pattern.
-
-    Raises:
-        PatternError: the pattern is empty, or its regular expression does not compile.
-    """
+    """Return the predicate for one pattern."""
     if not pattern.removeprefix("re:").strip():
         raise PatternError("an empty pattern selects nothing. Give part of a name, a glob, or re:REGEX.")
     if pattern.startswith("re:"):
@@ -109,15 +104,7 @@ def select(names: Iterable[str], patterns: Sequence[str], *, prefix: str = "", p
 def left_out(
     names: Sequence[ParamName], *, include: Sequence[str], exclude: Sequence[str], prefix: str
 ) -> dict[ParamName, str]:
-    """Return the params that patterns leave out, with the reason.
-
-    Args:
-        include: patterns; if given, every other param is left out.
-        exclude: patterns; they take precedence over `include`.
-
-    Raises:
-        PatternError: a pattern matches nothing.
-    """
+    """Return the params that patterns leave out, with the reason: those not in `include`, if given, or in `exclude`."""
     reasons: dict[ParamName, str] = {}
     if include:
         kept = select(names, include, prefix=prefix, params=True)
@@ -136,7 +123,6 @@ def _forms(name: str, prefix: str, params: bool) -> list[str]:
 
 
 def _no_match(pattern: str, names: Sequence[str]) -> str:
-    """Return the message for a pattern without a match: the nearest names, and how to list them all."""
     word = pattern.removeprefix("re:").strip("*^$.").rpartition("*")[2]
     parts = {part for name in names for part in name.split(".") if not part.isdigit()} | set(names)
     near = get_close_matches(word, sorted(parts), n=4, cutoff=0.5)

@@ -23,7 +23,7 @@ class LbmLoraWarning(UserWarning):
 
 
 def warn(*parts: str | Option) -> None:
-    """Give a warning, in the name of the function that called the caller."""
+    """Warn in the name of the function that called the caller."""
     warnings.warn(LbmLoraWarning(*parts), stacklevel=3)
 
 
@@ -47,18 +47,17 @@ class Progress(Protocol):
 class Silent:
     """The listener that ignores everything."""
 
-    def __repr__(self) -> str:
-        """As signatures show it."""
+    def __repr__(self) -> str:  # as signatures show it
         return "SILENT"
 
     def start(self, total: int, what: str) -> None:
-        """Ignored."""
+        pass
 
     def advance(self, n: int = 1) -> None:
-        """Ignored."""
+        pass
 
     def note(self, message: str) -> None:
-        """Ignored."""
+        pass
 
 
 SILENT: Progress = Silent()

@@ -2,12 +2,19 @@
 
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 
 from lbm_lora import errors
 from lbm_lora.cli.spelling import as_flag
-from lbm_lora.errors import InputError, LbmLoraError, Option, listing, plural
+from lbm_lora.errors import (
+    LbmLoraError,
+    Option,
+    home_path,
+    not_there,
+    real_path,
+)
 
 CLASSES = {name: kind for name, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, LbmLoraError)}
 
@@ -28,13 +35,6 @@ def test_the_docstring_is_the_tree() -> None:
     assert documented() == {name: kind.exit_code for name, kind in CLASSES.items()}
 
 
-def test_children_in_the_docstring_are_subclasses() -> None:
-    lines = [line for line in (errors.__doc__ or "").splitlines() if re.search(r"│   [├└]", line)]
-    names = [match[0] for line in lines if (match := re.search(r"\w+Error", line))]
-    assert len(names) == 9
-    assert all(issubclass(CLASSES[name], InputError) for name in names)
-
-
 @pytest.mark.parametrize(
     ("option", "python", "flag"),
     [
@@ -48,34 +48,72 @@ def test_an_option_is_an_argument_or_a_flag(option: Option, python: str, flag: s
     assert (str(option), as_flag(option)) == (python, flag)
 
 
+WEIGHTS = (".safetensors", ".ckpt")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("exact_base.ckpt", "Relight_LoRA.safetensors", "notes.txt", "a.png", "b.png", ".hidden.ckpt"):
+        (tmp_path / name).touch()
+    (tmp_path / "photos").mkdir()
+    return tmp_path
+
+
 @pytest.mark.parametrize(
-    ("names", "limit", "text"),
+    ("name", "near"),
     [
-        ([], 3, ""),
-        (["a"], 3, "a"),
-        (["a", "b", "c"], 3, "a, b, c"),
-        (["a", "b", "c", "d"], 3, "a, b, c and 1 more"),
-        ([str(number) for number in range(20)], 8, "0, 1, 2, 3, 4, 5, 6, 7 and 12 more"),
+        ("exact_bse.ckpt", "exact_base.ckpt"),
+        ("exact_base.safetensors", "exact_base.ckpt"),
+        ("relight_lora.safetensors", "Relight_LoRA.safetensors"),
+        ("photo", "photos"),
+        ("note.txt", None),
     ],
 )
-def test_listing(names: list[str], limit: int, text: str) -> None:
-    assert listing(iter(names), limit=limit) == text
+def test_the_nearest_name_of_its_kind(folder: Path, name: str, near: str | None) -> None:
+    said = (
+        f"Did you mean {folder / near}?"
+        if near
+        else (f"The folder {folder} has Relight_LoRA.safetensors, exact_base.ckpt.")
+    )
+    assert not_there(folder / name, WEIGHTS) == f"{folder / name} does not exist. {said}"
 
 
-def test_plural() -> None:
-    assert [plural(count, "tensor") for count in (0, 1, 1676)] == ["0 tensors", "1 tensor", "1,676 tensors"]
-    assert [plural(count, "matrix", "matrices") for count in (1, 2)] == ["1 matrix", "2 matrices"]
+def test_a_folder_without_such_files_says_what_it_holds(folder: Path) -> None:
+    path = folder / "config.yaml"
+    assert not_there(path, (".yaml",)) == (
+        f"{path} does not exist. The folder {folder} holds 2 .png files, 1 .safetensors file, 1 .ckpt file and more."
+    )
 
 
-@pytest.mark.parametrize(
-    ("missing", "named"),
-    [({"a"}, "a, which is"), ({"a", "c"}, "a and c, which are"), ({"a", "b", "c"}, "a, b and c, which are")],
-)
-def test_missing_packages_are_named_with_the_command_that_installs_them(
-    missing: set[str], named: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(errors, "find_spec", lambda name: None if name in missing else True)
-    with pytest.raises(errors.MissingExtraError) as caught:
-        errors.need_packages("drawing", ("a", "b", "c"), "train")
-    assert str(caught.value) == f'drawing needs {named} not installed. Run: pip install "lbm-lora[train]"'
-    errors.need_packages("drawing", ("d",), "train")
+def test_a_folder_that_is_not_there_is_named_with_the_nearest(folder: Path) -> None:
+    path = folder / "photoes" / "deep" / "a.png"
+    assert not_there(path) == (
+        f"{path} does not exist. There is no folder {folder / 'photoes'}. Did you mean {folder / 'photos'}?"
+    )
+    far = folder / "zzz" / "a.png"
+    assert not_there(far) == f"{far} does not exist. There is no folder {folder / 'zzz'}."
+
+
+def test_a_folder_that_may_not_be_read_is_no_defect(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lbm_lora.errors.os.access", lambda *_: False)
+    assert not_there(folder / "x.ckpt") == f"{folder / 'x.ckpt'} does not exist. The folder {folder} cannot be read."
+
+
+def test_a_quoted_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert home_path("~/a.png") == Path("/home/me/a.png")
+    assert home_path("~nobody-of-this-name/a") == Path("~nobody-of-this-name/a")
+    assert home_path("./~/a") == Path("~/a")
+
+
+def test_a_link_to_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("gone")
+    assert not_there(tmp_path / "a") == f"{tmp_path / 'a'} is a link to gone, which does not exist."
+
+
+def test_a_loop_of_links_has_a_path_too(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert real_path(tmp_path / "loop" / "a") == tmp_path / "loop" / "a"
+    assert real_path(tmp_path / "link" / "a") == tmp_path / "a"
+    assert real_path(Path("a\0b")) == Path("a\0b").absolute()

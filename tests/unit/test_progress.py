@@ -2,14 +2,13 @@
 
 import subprocess
 import sys
-import warnings
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from lbm_lora.errors import Option, spelled
-from lbm_lora.progress import SILENT, LbmLoraWarning, Pace, Progress, as_clock, warn
+from lbm_lora.errors import Option
+from lbm_lora.progress import LbmLoraWarning, Pace, as_clock, warn
 
 PARTS = ("size 100 is no bucket: give ", Option("size"), " 128, or ", Option("dense", is_off=True), ".")
 
@@ -19,25 +18,6 @@ def test_a_warning_reads_as_its_parts() -> None:
         warn(*PARTS)
     (one,) = caught
     assert str(one.message) == "size 100 is no bucket: give size 128, or dense=False."
-
-
-def test_a_front_end_spells_the_options_of_a_warning() -> None:
-    with pytest.warns(LbmLoraWarning) as caught:
-        warn(*PARTS)
-    message = caught[0].message
-    assert isinstance(message, LbmLoraWarning)
-    assert message.args == PARTS
-    assert spelled(message.args, lambda option: f"--{option.name}").endswith("give --size 128, or --dense.")
-
-
-def test_a_caller_filters_warnings_by_their_category() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.simplefilter("ignore", LbmLoraWarning)
-        warn("nothing of this is heard")
-        warnings.simplefilter("error", LbmLoraWarning)
-        with pytest.raises(LbmLoraWarning, match=r"^this stops$"):
-            warn("this stops")
 
 
 SCRIPT = """\
@@ -55,24 +35,6 @@ def test_a_warning_names_the_line_that_called_the_function_that_warns(tmp_path: 
     script.write_text(SCRIPT)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=120)
     assert done.stderr == f"{script}:6: LbmLoraWarning: look here\n  work()\n"
-
-
-def test_silent_listens_to_everything_and_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    assert isinstance(SILENT, Progress)
-    SILENT.start(0, "translating images")
-    SILENT.advance()
-    SILENT.advance(3)
-    SILENT.note("something found")
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_listener_has_all_three_methods() -> None:
-    class Half:
-        def start(self, total: int, what: str) -> None: ...
-
-        def advance(self, n: int = 1) -> None: ...
-
-    assert not isinstance(Half(), Progress)
 
 
 class Clock:
@@ -116,27 +78,8 @@ def test_the_time_left_ticks_down_while_a_part_is_at_work_and_never_leaps() -> N
     assert shown[-1] <= 7
 
 
-def test_the_last_part_may_take_its_time() -> None:
-    clock = Clock()
-    pace = Pace(2, clock=clock)
-    clock.now += 5
-    pace.advance()
-    clock.now += 60
-    assert pace.left == 0
-
-
-def test_without_a_total_nothing_is_known_of_the_time_left() -> None:
-    pace = Pace(0, clock=Clock())
-    pace.advance(3)
-    assert (pace.left, pace.is_done) == (None, False)
-
-
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (125, "2:05"), (4320, "1:12:00"), (360_720, "100:12:00")]
 )
 def test_a_clock(seconds: float, text: str) -> None:
     assert as_clock(seconds) == text
-
-
-def test_signatures_show_the_silent_listener_by_its_name() -> None:
-    assert repr(SILENT) == "SILENT"

@@ -35,7 +35,6 @@ def with_checks(
 
     Args:
         model: the tuned model in fp32, as LoRAs are run.
-        images: the images of the calibration.
     """
     origin = statistics.origin
     progress.start(0, "answering the check points")

@@ -52,7 +52,6 @@ def collect(
     Args:
         model: the tuned model, in fp32 or bf16: gradients leave the range of fp16.
         images: source images of the kind that the model is used on.
-        settings: see `CalibrationSettings`.
         tuned, around: digests for the statistics' `Origin`.
         digests: digests of the images if already known; otherwise all images are read before the first is measured.
         partial: file to save the sums to periodically and to resume from; it is not removed.
@@ -146,7 +145,6 @@ def collect_network(
             yield the same samples in the same order. The first sample must call every layer.
         settings: see `CalibrationSettings`; `timesteps` and `size` do not apply.
         names: patterns of the modules to measure; by default all linear layers and ungrouped 2D convs.
-        progress: counts samples.
 
     Raises:
         ConfigError: the module is in training mode or in fp16, or is wrapped.

@@ -44,7 +44,6 @@ class Sample:
 
     Attributes:
         forward: runs the network and returns its output, with its graph.
-        weight: weight in the sums.
         key: seed of its probes, with their number.
         label: what messages call its output.
     """
@@ -60,9 +59,6 @@ def add_sample(
 ) -> None:
     """Measure one sample, with independent signs as probes: they estimate squared norms with the least variance
     (Hutchinson, 1989).
-
-    Args:
-        probes: number of random directions of its output.
 
     Raises:
         InputError: the output is not finite.
@@ -95,9 +91,7 @@ def measure(
 
     Args:
         layers: layers from `find_layers`. All calls of a layer count together: E has the same effect in each.
-        forward: runs the network and returns its output, of any shape.
         probes: each returns a tensor of the output's shape, with independent values of mean 0 and variance 1.
-        weight: weight of this sample in the sums.
 
     Raises:
         FloatingPointError: the output is not finite; only the input sums include the sample then.

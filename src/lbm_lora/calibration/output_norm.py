@@ -36,8 +36,6 @@ def output_norm(
     """Return the norm that weights errors by their cost in the tuned model's output.
 
     Args:
-        path: path of the statistics file, or its name in messages.
-        images: images that LoRAs are tried on.
         is_checked: also try LoRAs at the checks of the statistics.
         network: the tuned network and what runs it, if it is not an LBM.
 
@@ -109,7 +107,6 @@ def lora_norm(statistics: Statistics, adapter: Adapter, modules: Collection[Modu
 
     Args:
         modules: modules that must have been measured.
-        path: path of the statistics file, or its name in messages.
 
     A LoRA that does not record its tuned model gives a warning, since it cannot be checked.
 

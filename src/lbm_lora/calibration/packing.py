@@ -55,8 +55,6 @@ def unpack_moment(keys: Mapping[str, TensorSpec], read: Callable[[str], Tensor],
 
     Args:
         keys: the specs of the moment's tensors, by the last part of their keys.
-        read: returns one of them.
-        size: n of the moment.
 
     Raises:
         KeyError: a tensor is missing.

@@ -30,9 +30,7 @@ class CalibrationSettings:
         timesteps: a subset of the trained timesteps; empty: all of them.
         probes: random directions of the output per image and timestep; None: 4 for fewer than 16 images, else 1.
         size: square root of the images' pixel budget; None: the model's own.
-        seed: seed for bridge noise, probes and sketches.
         dense_up_to: the widest layer side with a dense moment; 4 * width^2 bytes.
-        sketch_rank: columns of the sketch for wider sides.
         conv_dense_up_to: the most inputs that a conv's kernel covers, in * kh * kw, with a dense moment; more get a
             sketch. 0: moments cover the channels only, and positions of the kernel count as uncorrelated.
     """
@@ -93,12 +91,6 @@ class Origin:
         tuned: fingerprint (digest) of the measured component.
         images: digest of the images; empty for a network that was not measured on images.
         count: number of images or samples; those that `held_out` names are not in the moments.
-        schedule: the timesteps, with their probabilities; empty likewise.
-        probes: probes per image and timestep.
-        size: square root of the pixel budget; None: the model's own.
-        seed: seed of noise, probes and sketches.
-        dense_up_to, sketch_rank: see `CalibrationSettings`.
-        dtype: dtype that the network ran in.
         conv_dense_up_to: see `CalibrationSettings`; 0 for files of format 1.
         around: digest of what the images pass besides the measured component: the VAE, and the model's configuration;
             empty for a network that was not measured on images, and in older files.
@@ -123,13 +115,11 @@ class Statistics(Mapping[ModuleName, Weights]):
     """Weights of each layer's delta. Moments are computed or read on access, and not kept.
 
     Attributes:
-        layers: the measured layers, in call order.
         inputs: input moments by the layer that `CalledLayer.inputs` names.
         outputs: output sensitivities by layer.
         gradients: mean squared norm of the gradient of <probe, output> for each layer's weight.
         output_values: mean number of values of the network's output.
         output_energy: mean squared norm of the network's output; divides errors to make them relative.
-        origin: what was measured, and how.
         vectors: second moment M of the gradient of <probe, output> for each vector, such as a bias, that reaches the
             output: an error e in it changes the output, in summed squares, by about e^T M e. Older files have none.
         checks: inputs that are not in the moments, to run a LoRA at.

@@ -36,7 +36,6 @@ class Sums:
         outputs: sums of g g^T, summed over token positions and averaged over probes, by layer.
         gradients: sums of the squared norm of the gradient of <probe, output> for each layer's weight.
         vectors: sums of g g^T of the gradient g of <probe, output> for each vector, averaged over probes.
-        images: number of images in the sums.
         values: sum of the number of values of the network's output.
         energy: sum of the squared norm of the network's output.
     """
@@ -105,7 +104,6 @@ class PartialFile:
 
     Args:
         output: path of the statistics; `S.safetensors` has its sums in `S.partial.safetensors`.
-        overwrite: whether sums of another run may be replaced.
     """
 
     def __init__(self, output: Path, *, overwrite: bool = False) -> None:

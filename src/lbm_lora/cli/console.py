@@ -126,7 +126,7 @@ def interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory was refused; torch and oneDNN say so by a RuntimeError on the CPU."""
+    """torch and oneDNN say by a RuntimeError that memory was refused on the CPU."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"  # torch's, on a device
@@ -138,9 +138,6 @@ def described(error: Exception) -> tuple[str, int]:
     """Return the line and the exit code of an exception."""
     if isinstance(error, LbmLoraError) and error.exit_code != _UNEXPECTED:
         return spelled(error.args, as_flag), error.exit_code
-    if isinstance(error, FileNotFoundError) and error.filename and not Path(error.filename).parent.is_dir():
-        folder = Path(error.filename).parent
-        return f"{folder} was removed while it was in use. Run the command again.", InputError.exit_code
     if isinstance(error, OSError) and error.errno in _REFUSED:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}.", InputError.exit_code
@@ -152,7 +149,7 @@ def described(error: Exception) -> tuple[str, int]:
 
 @contextmanager
 def warnings_as_lines(say: Callable[[str], None]) -> Generator[None, None, None]:
-    """Python's warnings, and log records from WARNING up, go to `say`: each text once, whoever it comes from."""
+    """Give Python's warnings, and log records from WARNING up, to `say`: each text once."""
     seen: set[str] = set()
     call_handlers = logging.Logger.callHandlers
 

@@ -43,12 +43,8 @@ class AdapterOutput:
     """One adapter to build.
 
     Attributes:
-        path: path of its file; None if it is kept in memory.
-        shapes, ranks: shapes and ranks of its lora modules.
-        dense: shapes of its dense deltas.
         rank, conv_rank: requested ranks, or the highest ones if ranks are chosen.
         settings: settings of the run, for the file's metadata; without folders.
-        errors: errors known before the file is measured.
         most_data: limit on the bytes of a packed file's data; None for no limit.
     """
 
@@ -64,12 +60,7 @@ class AdapterOutput:
 
 
 class TooManyBytesError(Exception):
-    """The data of a packed file exceeds its limit: how many bytes counts take is known once they are coded.
-
-    Args:
-        index: which output it is.
-        nbytes: bytes of its data.
-    """
+    """The data of a packed file exceeds its limit: how many bytes counts take is known once they are coded."""
 
     def __init__(self, index: int, nbytes: int) -> None:
         super().__init__(index, nbytes)

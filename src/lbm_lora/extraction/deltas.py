@@ -35,7 +35,6 @@ class DeltaSettings:
         dtype: dtype of stored factors and dense deltas; with int8, dense deltas are fp16, with `PACKED` both have bits
             of their own.
         min_diff: at least 0; a delta whose largest absolute value is below this is left out, with that reason.
-        device: device of the decomposition.
     """
 
     dtype: torch.dtype = torch.bfloat16
@@ -55,7 +54,6 @@ class Delta:
 
     Attributes:
         values: fp32, in the parameter's shape; valid until its thread reads the next one.
-        measure: measure of the delta, without an approximation.
     """
 
     values: Tensor
@@ -114,7 +112,6 @@ class DeltaReader:
         """Return the outcome of a delta that a packed file stores dense.
 
         Args:
-            width: bits of each value.
             variances: cost of an error in each value; None: all cost the same.
         """
         counts, unit = nearest(delta.values.flatten()[None], [width], variances=variances)

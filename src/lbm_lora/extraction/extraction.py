@@ -23,7 +23,6 @@ class ExtractedAdapter:
     Attributes:
         adapter: the adapter if it was kept in memory; None if it was written to `output.path`.
         predicted: its expected and measured error; None if ranks were given and nothing was calibrated.
-        chosen: its ranks with their trial; None in the same case.
         sizes: predictions for other sizes; empty in the same case.
         shrinkage: how the first LoRA compares with plain SVD, if LoRAs were run; the others use the same statistics.
     """
@@ -52,7 +51,6 @@ def extract_adapters(
     Args:
         paths: one file for each of `rule.names`; None for an adapter that is kept in memory.
         run_settings: settings recorded in the files' metadata, besides the rule.
-        norm: output norm, if errors are weighted by it.
 
     Raises:
         InputError: a subclass that fits the cause; no file is written.

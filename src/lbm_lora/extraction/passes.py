@@ -104,9 +104,7 @@ class SurveyedPass(Pass):
     """Pass that truncates the vectors of a survey to the chosen ranks.
 
     Args:
-        norm: the same as in the survey.
         choices: ranks for each adapter; a delta without a rank is one that the survey found unchanged or too small.
-        vectors: the survey's files of vectors.
     """
 
     def __init__(

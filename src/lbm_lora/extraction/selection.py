@@ -39,7 +39,6 @@ class RankSelection:
 
     Attributes:
         plan: plan with the highest rank that the rule may need for each delta.
-        vectors: the survey's files of vectors, open.
         is_plain: whether the norm makes all errors cost the same, so that this is plain SVD.
     """
 
@@ -96,12 +95,7 @@ class RankSelection:
     def output(
         self, chosen: ChosenRanks, path: Path | None, settings: Mapping[str, object], limit: int | None
     ) -> AdapterOutput:
-        """Return the output of a choice.
-
-        Args:
-            settings: settings of the run, for the file's metadata.
-            limit: limit on the bytes of the file; None for no limit.
-        """
+        """Return the output of a choice."""
         choice = chosen.choice
         shapes = {item.name: item.shape for item in self.plan.of(Action.DECOMPOSE)}
         highest = {2: 0, 4: 0}

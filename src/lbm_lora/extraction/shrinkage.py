@@ -28,8 +28,6 @@ class Shrinkage:
 
     Attributes:
         kind: `given`: as they were measured; `shrunk`, with this ridge; `plain`: not used.
-        ridge: the ridge, if they were shrunk.
-        errors: errors of the LoRA.
         plain: those of plain SVD of the same size.
         base: those of the base without a LoRA; None if the LoRA is far better.
     """

@@ -94,7 +94,6 @@ def more_ranks(plan: Plan, surveyed: Plan, choices: Sequence[Choice]) -> dict[Pa
     Args:
         plan: plan with the highest rank of each delta.
         surveyed: the same with the ranks that were surveyed.
-        choices: what would be chosen from these.
     """
     found: dict[ParamName, int] = {}
     for item, allowed in zip(surveyed.of(Action.DECOMPOSE), plan.of(Action.DECOMPOSE), strict=True):
@@ -110,7 +109,6 @@ class SurveyPass:
 
     Args:
         plan: plan in which each decomposed item's `rank` is the highest that may be chosen.
-        norm: output norm, if errors are weighted by it.
         scratch: file for the vectors, in fp32.
         has_spare: whether the highest ranks are more than what is likely to be chosen; see `truncated_svd`.
     """

@@ -38,7 +38,6 @@ class Choice:
 
     Attributes:
         ranks: rank of each decomposed delta; 0 is nothing, None is the dense delta.
-        nbytes: bytes of the file.
         error_sq: squared error in the norm of the spectra, including rounding to the stored dtype.
         widths: for a packed file, the bits of each rank of each decomposed delta, 0 for those left out, and of each
             dense delta.
@@ -101,9 +100,6 @@ class RankAllocator(Allocator):
     """Choose ranks.
 
     Args:
-        spectra: spectra of all deltas that may get a rank.
-        dtype: dtype of the stored tensors.
-        prefix: prefix of the component.
         dense: shapes of the deltas that are stored dense in any case.
         overhead: bytes of the file besides its tensors' data and header entries.
         others: measures of all other tensors; zero if the spectra use an output norm, in which they were not measured.
@@ -210,8 +206,6 @@ class WidthAllocator(Allocator):
     """Choose the bits of every rank and every dense delta, for a packed file.
 
     Args:
-        spectra: spectra of all changed deltas.
-        prefix: prefix of the component.
         overhead: bytes of the file besides index and data.
     """
 

@@ -20,7 +20,6 @@ class Proposal(Generic[Found]):
     """A file that could be written.
 
     Attributes:
-        nbytes: bytes of the file.
         foreseen: dB predicted by the survey alone. The result differs from it by a slowly changing offset.
     """
 
@@ -35,7 +34,6 @@ class Run(Generic[Found]):
 
     Attributes:
         predicted: dB expected from the runs before it.
-        result: dB measured.
     """
 
     proposal: Proposal[Found]
@@ -55,7 +53,6 @@ def smallest(
     Args:
         propose: returns the smallest file predicted to reach the given dB, or None if there is none; the best file for
             infinite dB.
-        measure: returns the result of a file in dB.
         offset: first guess of the result minus the prediction.
     """
     runs: list[Run[Found]] = []

@@ -39,7 +39,6 @@ class DeltaSpectrum:
     """Spectrum of one delta, as found by a decomposition.
 
     Attributes:
-        name, shape: of the parameter.
         squares: (k,), fp64: how much each rank reduces the squared error, in the weighted norm.
         rest: the squared error left at rank k.
         rounding: (k,), fp64: the squared error that rounding each rank to the stored dtype is expected to add.
@@ -63,7 +62,6 @@ class WidthSpectrum:
     """Spectrum of one delta for a packed file: what each rank is worth at each number of bits.
 
     Attributes:
-        name, shape: of the parameter.
         costs: its ranks, or for a dense delta its only one.
         is_dense: whether it is stored dense in any case.
     """

@@ -134,7 +134,6 @@ class Prediction:
     """Expected error of a file of a given size.
 
     Attributes:
-        nbytes: bytes of the file.
         error: relative error, of the denoiser's output if the survey was calibrated, else of the weights: the survey's
             error times the factor found by running this or other sizes.
         of: `output` or `weights`.
@@ -166,7 +165,6 @@ class Predictor:
 
     Args:
         reference_sq: the square that squared errors are relative to.
-        of: what the predictions refer to, `output` or `weights`.
     """
 
     def __init__(self, allocator: Allocator, *, reference_sq: float, of: str) -> None:

@@ -47,10 +47,6 @@ class Adjustable:
 
     The values form one vector, fp32: all dense vectors, then a factor for each rank.
 
-    Args:
-        network: the base; it is never changed.
-        adapter: the given adapter.
-
     Raises:
         AdapterError: the adapter does not fit the network.
     """

@@ -57,10 +57,7 @@ class DistillSettings:
     """Settings for refining a LoRA.
 
     Attributes:
-        steps: optimizer steps.
-        batch_size: points per step.
         learning_rate: rate of a tensor, relative to the root mean square of its values times the given LoRA's error.
-        seed: seed for the order of the points.
     """
 
     steps: int
@@ -100,10 +97,8 @@ def distill(
     """Refine a LoRA. An interrupted run resumes from its last measurement, with the same result.
 
     Args:
-        learnt: points to train on.
         held: points to measure on, from other images.
         state: file to which the run is saved at every measurement; the caller removes it at the end. None: not saved.
-        identity: values that must match for a saved run to be resumed.
 
     Returns:
         The best LoRA, rounded to the stored dtype, and its errors.

@@ -101,7 +101,6 @@ def answered_images(
     Args:
         timesteps: a subset of the trained timesteps; empty: all of them.
         size: square root of the pixel budget; by default the model's own.
-        seed: seed for the bridge noise.
         mirror: also train on mirrored images.
     """
     schedule = schedule_of(model.config, timesteps)

@@ -48,10 +48,7 @@ class JointSettings:
     Attributes:
         steps: most steps of Gauss and Newton.
         samples: samples of a step, in turn; None: all.
-        iterations: iterations of conjugate gradients in a step.
         damping: least damping, relative to the mean squared gradient of each value.
-        probes: backward passes that estimate this mean.
-        seed: seed of the probes.
     """
 
     steps: int = 6
@@ -69,8 +66,6 @@ class JointResult:
     Attributes:
         before, after: errors of the given adapter and of the best one on held-out inputs, both as stored.
         step: step of the best one; 0 is the given adapter.
-        steps: steps that were taken.
-        seconds: wall time.
     """
 
     adapter: Adapter
@@ -212,9 +207,7 @@ def solve(
     only products with J. Few iterations damp too: directions in which J is small come last.
 
     Args:
-        times, transposed: return J v and J^T u.
         scales: positive; size of a typical change of each value, which preconditions the problem.
-        damping: 0 or more.
 
     Returns:
         The change, and the squared residual that is left after it if J is exact.
@@ -254,8 +247,6 @@ def refit_points(
     """Refit an adapter of an LBM at answered points; see `refit`.
 
     Args:
-        model: the base.
-        dtype: dtype of the adapter's file.
         points: points of a step, which pass through the network together.
     """
     chosen = spread_points(learnt, points * settings.steps)

@@ -25,8 +25,6 @@ class Student:
 
     Args:
         model: model of the base; it is changed in place.
-        given: the LoRA.
-        dtype: dtype of the LoRA's file.
 
     Raises:
         AdapterError: a module of the LoRA is neither a Linear nor a plain Conv2d of the denoiser.

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lbm_lora.calibration import Sums, find_layers, measure, vectors
+from lbm_lora.calibration import CalibrationSettings, Origin, Sums, find_layers
+from lbm_lora.calibration.hooks import measure
 from lbm_lora.factorize import Moment, to_matrix
 from lbm_lora.naming import ModuleName, ParamName
 
 LINEARS = ["query", "key", "value", "out"]
-CONVS = ["stem", "last"]
-TIMES = ["time_1", "time_2"]
 
 
 class Block(nn.Module):
@@ -62,11 +61,15 @@ def samples(count: int) -> list[tuple[Tensor, Tensor]]:
     return [(draw(1, 2, 8, 8) + 0.5, draw(1, 3)) for _ in range(count)]
 
 
+def origin(dense_up_to: int, conv_dense_up_to: int = 0) -> Origin:
+    settings = CalibrationSettings(dense_up_to=dense_up_to, sketch_rank=8, conv_dense_up_to=conv_dense_up_to)
+    return settings.origin(tuned="", count=1, dtype=torch.float64)
+
+
 def collected(net: Net, inputs: list[tuple[Tensor, Tensor]], probes: int | None = None) -> Sums:
     """The sums over samples; without a number of probes, a set of them that gives expectations exactly."""
     layers = find_layers(net, lambda: net(*inputs[0]))
-    sizes = {name: vector.numel() for name, vector in vectors(net)}
-    sums = Sums.empty(layers, sizes, dense_up_to=64, sketch_rank=8, seed=0, device=torch.device("cpu"))
+    sums = Sums.empty(layers, net, origin(64), torch.device("cpu"))
     values = net(*inputs[0]).numel()
     generator = torch.Generator().manual_seed(2)
     for sample in inputs:
@@ -80,10 +83,6 @@ def collected(net: Net, inputs: list[tuple[Tensor, Tensor]], probes: int | None 
 
 def module_of(net: Net, name: str) -> nn.Linear | nn.Conv2d:
     return dict(net.named_modules())[name]  # pyright: ignore[reportReturnType]
-
-
-def full_name(name: str) -> str:
-    return f"block.{name}" if name in LINEARS else name
 
 
 def rows_of(values: Tensor) -> Tensor:
@@ -100,31 +99,6 @@ def gathered(net: Net, name: str, sample: tuple[Tensor, Tensor]) -> Tensor:
     return rows_of(seen[0])
 
 
-def jacobian(net: Net, name: str, sample: tuple[Tensor, Tensor]) -> Tensor:
-    """d output / d output of a layer: (values, *shape of the layer's output)."""
-
-    def shifted(shift: Tensor) -> Tensor:
-        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return output + shift
-
-        handle = module_of(net, name).register_forward_hook(add)
-        output = net(*sample).flatten()
-        handle.remove()
-        return output
-
-    seen: list[Tensor] = []
-
-    def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.append(output)
-
-    handle = module_of(net, name).register_forward_hook(keep)
-    net(*sample)
-    handle.remove()
-    found = torch.autograd.functional.jacobian(shifted, torch.zeros_like(seen[0]))
-    assert isinstance(found, Tensor)
-    return found
-
-
 def change(net: Net, name: str, error: Tensor, inputs: list[tuple[Tensor, Tensor]]) -> float:
     """The mean squared change of the output that an error in a layer's weight causes."""
     weight = module_of(net, name).weight
@@ -137,7 +111,7 @@ def change(net: Net, name: str, error: Tensor, inputs: list[tuple[Tensor, Tensor
     return sum(float((one - other).square().sum()) for one, other in pairs) / len(inputs)
 
 
-@pytest.mark.parametrize("name", [full_name(name) for name in [*LINEARS, *CONVS, *TIMES]])
+@pytest.mark.parametrize("name", ["block.key", "stem", "time_1"])
 def test_inputs_are_those_gathered_by_hand(net: Net, name: ModuleName) -> None:
     inputs = samples(3)
     sums = collected(net, inputs, probes=1)
@@ -153,10 +127,8 @@ def test_inputs_are_those_gathered_by_hand(net: Net, name: ModuleName) -> None:
 @pytest.mark.parametrize(
     "conv",
     [
-        nn.Conv2d(4, 3, 3, padding=1, bias=False),
         nn.Conv2d(4, 3, (3, 2), stride=(2, 1), padding=(2, 0), dilation=(1, 2), bias=False),
         nn.Conv2d(4, 3, (2, 3), dilation=2, padding="same", bias=False),
-        nn.Conv2d(4, 3, 3, padding="valid", bias=False),
         nn.Conv2d(4, 3, 3, padding=1, padding_mode="reflect", bias=False),
     ],
     ids=str,
@@ -165,39 +137,13 @@ def test_a_conv_has_a_moment_of_all_that_its_kernel_covers(conv: nn.Conv2d) -> N
     """It then gives the mean squared output of any kernel exactly."""
     net, inputs = nn.Sequential(conv), torch.randn(2, 4, 90, 70, generator=torch.Generator().manual_seed(0))
     layers = find_layers(net, lambda: net(inputs))
-    sums = Sums.empty(layers, {}, dense_up_to=4, sketch_rank=0, conv_dense_up_to=36, seed=0, device=torch.device("cpu"))
+    sums = Sums.empty(layers, net, origin(4, conv_dense_up_to=36), torch.device("cpu"))
     output = net(inputs).detach()
     measure(net, layers, lambda: net(inputs), [torch.ones], 0.5, sums)
     moment = sums.inputs[ModuleName("0")].result(0.5)
     assert (moment.size, moment.repeat) == (conv.weight[0].numel(), 1)
     expected = float(output.square().sum()) / output[:, 0].numel()
     assert moment.quadratic(conv.weight.detach().flatten(1)) == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize("name", [full_name(name) for name in [*LINEARS, *CONVS, *TIMES]])
-def test_outputs_are_those_of_the_jacobian(net: Net, name: ModuleName) -> None:
-    inputs = samples(2)
-    sums = collected(net, inputs)
-    expected = torch.zeros(())
-    for sample in inputs:
-        rows = torch.stack([rows_of(row) for row in jacobian(net, name, sample)]).flatten(0, 1)
-        expected = expected + rows.mT @ rows / len(inputs)  # summed over positions and over the output's values
-    dense = sums.outputs[name].result(1).dense
-    assert dense is not None
-    assert torch.allclose(dense.double(), expected, rtol=1e-4, atol=1e-6 * float(expected.trace()))
-
-
-@pytest.mark.parametrize("name", ["block.value", "stem", "time_1"])
-def test_gradients_are_those_of_each_output_value(net: Net, name: ModuleName) -> None:
-    inputs = samples(2)
-    sums = collected(net, inputs)
-    weight = module_of(net, name).weight.requires_grad_(True)
-    total = sum(
-        float(torch.autograd.grad(value, weight, retain_graph=True)[0].square().sum())
-        for sample in inputs
-        for value in net(*sample).flatten()
-    )
-    assert sums.gradients[name] == pytest.approx(total / len(inputs), rel=1e-6)
 
 
 def predicted(sums: Sums, net: Net, name: ModuleName, error: Tensor) -> tuple[float, float]:
@@ -221,17 +167,7 @@ def errors(net: Net, name: ModuleName, count: int) -> list[Tensor]:
     return [1e-4 * torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(count)]
 
 
-@pytest.mark.parametrize("name", TIMES)
-def test_one_position_and_one_sample_are_exact(net: Net, name: ModuleName) -> None:
-    inputs = samples(1)
-    sums = collected(net, inputs)
-    for error in errors(net, name, 3):
-        plain, scaled = predicted(sums, net, name, error)
-        assert change(net, name, error, inputs) == pytest.approx(plain, rel=2e-3)
-        assert scaled == pytest.approx(plain, rel=1e-4)
-
-
-@pytest.mark.parametrize("name", ["block.query", "block.value", "block.out", "stem", "last", "time_1", "time_2"])
+@pytest.mark.parametrize("name", ["block.value", "stem", "time_1"])
 def test_the_trace_predicts_the_change_of_the_output(net: Net, name: ModuleName) -> None:
     """With the scale, the mean over random errors within 20 %, and each of them within a factor of 8."""
     inputs = samples(4)
@@ -245,7 +181,7 @@ def test_the_trace_predicts_the_change_of_the_output(net: Net, name: ModuleName)
     assert 4 < ratio < 8 if name == "block.value" else 1 / 4 < ratio < 4
 
 
-@pytest.mark.parametrize("name", ["stem.bias", "block.out.bias", "time_2.bias", "gain"])
+@pytest.mark.parametrize("name", ["stem.bias", "gain"])
 def test_a_vectors_moment_predicts_the_change_of_the_output(net: Net, name: ParamName) -> None:
     inputs = samples(3)
     dense = collected(net, inputs).vectors[name].result(1).dense
@@ -258,14 +194,6 @@ def test_a_vectors_moment_predicts_the_change_of_the_output(net: Net, name: Para
     assert float(error @ dense.double() @ error) == pytest.approx(sum(changes) / len(inputs), rel=1e-3)
 
 
-def test_few_probes_give_the_same_in_the_mean(net: Net) -> None:
-    inputs = samples(2)
-    exact, random = collected(net, inputs), collected(net, inputs, probes=64)
-    for name, accumulator in exact.outputs.items():
-        assert random.outputs[name].result(1).trace == pytest.approx(accumulator.result(1).trace, rel=0.25)
-        assert random.gradients[name] == pytest.approx(exact.gradients[name], rel=0.35)
-
-
 def test_a_checkpointed_block_counts_once(net: Net) -> None:
     inputs = samples(2)
     plain = collected(net, inputs, probes=2)
@@ -274,32 +202,6 @@ def test_a_checkpointed_block_counts_once(net: Net) -> None:
     assert plain.gradients == pytest.approx(again.gradients, rel=1e-12)
     for one, other in zip(plain.state().values(), again.state().values(), strict=True):
         assert torch.allclose(one, other, rtol=1e-6)
-
-
-def test_the_output_is_summed_up(net: Net) -> None:
-    inputs = samples(3)
-    sums = collected(net, inputs, probes=1)
-    outputs = [net(*sample) for sample in inputs]
-    assert sums.values == pytest.approx(outputs[0].numel())
-    assert sums.energy == pytest.approx(sum(float(o.square().sum()) for o in outputs) / 3)
-
-
-def test_the_network_is_left_as_it_was(net: Net) -> None:
-    kept = net.stem.weight.requires_grad_(True).grad = torch.ones_like(net.stem.weight)
-    collected(net, samples(1), probes=1)
-    assert [name for name, parameter in net.named_parameters() if parameter.requires_grad] == ["stem.weight"]
-    assert net.stem.weight.grad is kept
-    assert torch.equal(kept, torch.ones_like(kept))
-    assert all(parameter.grad is None for parameter in net.parameters() if parameter is not net.stem.weight)
-    assert not any(module._forward_hooks for module in net.modules())
-    assert not any(parameter._post_accumulate_grad_hooks for parameter in net.parameters())
-
-
-def test_what_is_not_finite_stops(net: Net) -> None:
-    net.last.weight[0, 0, 0, 0] = float("nan")
-    with pytest.raises(FloatingPointError):
-        collected(net, samples(1), probes=1)
-    assert not net.last.weight.requires_grad
 
 
 def test_all_calls_of_a_layer_count_together() -> None:
@@ -312,7 +214,7 @@ def test_all_calls_of_a_layer_count_together() -> None:
         return layer(torch.tanh(layer(vector)))
 
     layers = find_layers(layer, forward)
-    sums = Sums.empty(layers, {}, dense_up_to=8, sketch_rank=0, seed=0, device=torch.device("cpu"))
+    sums = Sums.empty(layers, layer, origin(8), torch.device("cpu"))
     measure(layer, layers, forward, [row.reshape for row in torch.eye(3) * 3**0.5], 1.0, sums)
     weight = layer.weight.requires_grad_(True)
     exact = 0.0

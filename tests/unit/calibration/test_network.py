@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lbm_lora.calibration import CalibrationSettings, collect_network, load_statistics, save_statistics
-from lbm_lora.calibration.network import Run
 from lbm_lora.errors import ConfigError, InputError, PatternError
+from lbm_lora.fidelity.network import Run
 
 
 @pytest.fixture

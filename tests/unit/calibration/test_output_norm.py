@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,7 @@ from lbm_lora.calibration import Statistics, load_statistics, output_norm, save_
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.errors import CheckpointError
 from lbm_lora.extraction import Plan, plan_extraction
-from lbm_lora.fidelity.checks import Check
-from lbm_lora.fidelity.points import Point
-from lbm_lora.naming import ModuleName, ParamName
+from lbm_lora.naming import ModuleName
 from lbm_lora.progress import SILENT
 from lbm_lora.ranks import OutputNorm
 
@@ -53,22 +50,6 @@ def norm_of(statistics: Statistics, plan: Plan, folder: Path, **changes: Any) ->
     )
 
 
-def test_the_norm_is_what_was_measured(statistics: Statistics, plan_of: Callable[..., Plan], tmp_path: Path) -> None:
-    norm = norm_of(statistics, plan_of("conv_in", "conv_out"), tmp_path)
-    assert (norm.name, norm.energy) == ("s.safetensors", statistics.output_energy)
-    matrix = torch.ones(16, 4 * 9)
-    found, wanted = norm.weights_of(ModuleName("conv_in")), statistics[ModuleName("conv_in")]
-    assert found.scale == pytest.approx(wanted.scale, rel=1e-5)
-    assert found.inputs is not None
-    assert wanted.inputs is not None
-    assert found.inputs.quadratic(matrix) == pytest.approx(wanted.inputs.quadratic(matrix), rel=1e-3)
-    bias = ParamName("conv_in.bias")
-    measured = norm.vector_moment_of(bias)
-    assert measured is not None
-    assert measured.trace == pytest.approx(statistics.vectors[bias].trace, rel=1e-4)
-    assert norm.vector_moment_of(ParamName("idle.bias")) is None
-
-
 def test_statistics_of_another_model_are_refused(
     statistics: Statistics, plan_of: Callable[..., Plan], tmp_path: Path
 ) -> None:
@@ -86,20 +67,3 @@ def test_modules_that_the_model_does_not_call_are_counted_and_one_is_named(
         f"{tmp_path}/s.safetensors has no statistics for 2 modules, such as idle.a: the model does not call them. "
         "Leave them out: exclude 'idle.a'."
     )
-
-
-def test_there_is_something_to_try_loras_on_where_points_are_checked_or_images_given(
-    statistics: Statistics, plan_of: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[int, int]] = []
-
-    def opened(*_: object, checks: Any, images: Any, **others: object) -> None:
-        asked.append((len(checks), len(images)))
-
-    monkeypatch.setattr(import_module("lbm_lora.calibration.output_norm"), "LoraTrial", opened)
-    point = Point(timestep=500.0, probability=1.0, state=torch.zeros(1, 4, 8, 8))
-    check = Check(kind="held", point=point, wanted=torch.ones(1, 4, 8, 8))
-    plan, points, statistics = plan_of("conv_in"), 1, replace(statistics, checks=(check,))
-    for changes in ({}, {"is_checked": True}, {"images": (Path("a.png"),)}):
-        norm_of(statistics, plan, tmp_path, **changes).open_trial()
-    assert asked == [(points, 0), (0, 1)]

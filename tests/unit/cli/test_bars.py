@@ -8,7 +8,6 @@ import pytest
 from rich.console import Console
 
 from lbm_lora.cli.bars import Bars
-from lbm_lora.progress import Progress
 
 
 class Clock:
@@ -43,17 +42,6 @@ def run(bars: Bars, clock: Clock, *, parts: int, seconds: float) -> None:
         bars.advance()
 
 
-def test_it_is_a_progress(bars: Bars) -> None:
-    listener: Progress = bars
-    listener.note("found")
-
-
-def test_short_phases_say_nothing(bars: Bars, clock: Clock, stderr: io.StringIO) -> None:
-    bars.start(4, "reading")
-    run(bars, clock, parts=4, seconds=0.5)
-    assert stderr.getvalue() == ""
-
-
 def test_long_phases_say_how_far_they_are_now_and_then(bars: Bars, clock: Clock, stderr: io.StringIO) -> None:
     bars.start(2000, "extracting [all]")
     run(bars, clock, parts=2000, seconds=1 / 64)
@@ -80,13 +68,6 @@ def test_hours_leave_some_dozens_of_lines_and_no_quarter_of_an_hour_without_one(
     assert "\r" not in stderr.getvalue()
 
 
-def test_a_phase_of_unknown_length_counts(bars: Bars, clock: Clock, stderr: io.StringIO) -> None:
-    bars.start(0, "loading")
-    run(bars, clock, parts=3, seconds=1.5)
-    bars.stop()
-    assert stderr.getvalue().splitlines() == ["loading: 2 in 3 s", "loading: 3 done in 4 s"]
-
-
 def test_the_next_phase_ends_the_one_before(bars: Bars, clock: Clock, stderr: io.StringIO) -> None:
     bars.start(0, "loading the model")
     clock.now += 125
@@ -99,21 +80,6 @@ def test_the_next_phase_ends_the_one_before(bars: Bars, clock: Clock, stderr: io
         "loading the model: done in 2 min 5 s",
         "translating: 2 done in 1 h 6 min",
     ]
-
-
-def test_a_phase_that_an_error_ended_is_not_done(bars: Bars, clock: Clock, stderr: io.StringIO) -> None:
-    bars.start(5, "translating")
-    clock.now += 60
-    bars.stop(finished=False)
-    assert stderr.getvalue() == ""
-
-
-def test_parts_beyond_the_last_phase_are_ignored(bars: Bars, stderr: io.StringIO) -> None:
-    bars.advance()
-    bars.start(1, "reading")
-    bars.advance(3)
-    bars.advance()
-    assert stderr.getvalue() == ""
 
 
 class Screen:
@@ -157,21 +123,6 @@ def test_a_terminal_gets_a_bar_that_goes_away(clock: Clock) -> None:
     assert "\x1b[2K" in shown  # the bar's line is cleared
 
 
-def test_a_bar_knows_the_time_left_once_a_part_is_done_however_long_it_took(clock: Clock) -> None:
-    screen = Screen(80, clock)
-    screen.bars.start(4, "measuring")
-    clock.now += 65
-    assert screen.line().split()[-2:] == ["0/4", "1:05"]
-    screen.bars.advance()
-    assert screen.line().split()[-4:] == ["1/4", "1:05", "3:15", "left"]
-    clock.now += 45
-    assert screen.line().split()[-4:] == ["1/4", "1:50", "2:30", "left"]
-    clock.now += 300
-    assert screen.line().split()[-3] == "6:50"
-    assert screen.line().endswith(" left")
-    screen.bars.stop()
-
-
 @pytest.mark.parametrize("width", [60, 80, 132, 300])
 @pytest.mark.parametrize("what", ["training", "measuring the tuned model on very many images of some folder [x]"])
 def test_a_bar_is_one_line_at_any_width_and_cuts_only_the_description(clock: Clock, width: int, what: str) -> None:
@@ -185,17 +136,6 @@ def test_a_bar_is_one_line_at_any_width_and_cuts_only_the_description(clock: Clo
     assert line.endswith("99,999/200,000  50:00:00  50:00:04 left")
     assert line.startswith(what[:10])
     assert "…" in line or what in line
-    screen.bars.stop()
-
-
-def test_while_something_is_loaded_only_the_time_counts(clock: Clock) -> None:
-    screen = Screen(80, clock)
-    screen.bars.start(0, "loading the tuned model")
-    clock.now += 12
-    assert screen.line().endswith(" 0:12")
-    assert not {"0/?", "-:--:--"} & set(screen.line().split())
-    screen.bars.advance(1500)
-    assert screen.line().endswith("1,500  0:12")
     screen.bars.stop()
 
 

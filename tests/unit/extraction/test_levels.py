@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.checkpoint import Checkpoint, open_checkpoint
 from lbm_lora.extraction import Plan, plan_extraction
 from lbm_lora.extraction.deltas import DeltaSettings
-from lbm_lora.extraction.levels import first_level, more_ranks
 from lbm_lora.extraction.selection import surveyed
 from lbm_lora.factorize import PACKED, Moment, Weights
 from lbm_lora.naming import ModuleName, ParamName
@@ -36,31 +35,6 @@ def plan(save: Save) -> Plan:
     return plan_extraction(base.component(), after.component())
 
 
-def caps(plan: Plan) -> dict[str, int]:
-    return {item.name: item.rank or 0 for item in plan.items}
-
-
-def test_the_first_level_has_a_quarter_of_the_ranks_but_all_of_small_matrices(plan: Plan) -> None:
-    highest = plan.with_caps({STEEP: 320, FLAT: 200, SMALL: 96})
-    assert caps(first_level(highest)) == {STEEP: 80, FLAT: 64, SMALL: 96}
-
-
-def test_deltas_that_use_their_ranks_get_twice_as_many_up_to_their_highest(plan: Plan) -> None:
-    highest = plan.with_caps({STEEP: 320, FLAT: 100, SMALL: 96})
-    known = first_level(highest)
-    ranks: dict[ParamName, int | None] = {STEEP: 60, FLAT: 49, SMALL: 96}
-    assert more_ranks(highest, known, [Choice(ranks=ranks, nbytes=0, error_sq=0.0)]) == {FLAT: 100}
-    few = {STEEP: (8,) * 20 + (0,) * 40 + (2,), FLAT: (4,) * 10, SMALL: ()}
-    packed = Choice(ranks={STEEP: 21, FLAT: 10, SMALL: 0}, nbytes=0, error_sq=0.0, widths=few)
-    assert more_ranks(highest, known, [packed]) == {STEEP: 160}
-
-
-def test_a_delta_that_is_stored_dense_gets_more_ranks_since_they_may_replace_it(plan: Plan) -> None:
-    highest = plan.with_caps({STEEP: 320, FLAT: 320, SMALL: 96})
-    dense = Choice(ranks={STEEP: None, FLAT: 1, SMALL: None}, nbytes=0, error_sq=0.0)
-    assert more_ranks(highest, first_level(highest), [dense]) == {STEEP: 160}
-
-
 @pytest.mark.parametrize(("dtype", "nbytes"), [(PACKED, 60_000), (torch.float16, 190_000)])
 def test_the_choice_is_that_of_a_complete_survey(
     plan: Plan, tmp_path: Path, dtype: torch.dtype, nbytes: int, monkeypatch: pytest.MonkeyPatch
@@ -81,16 +55,15 @@ def test_the_choice_is_that_of_a_complete_survey(
             plan, rule, DeltaSettings(dtype=dtype), norm, run_settings=[{}], beside=tmp_path / "l", progress=SILENT
         ) as selection:
             found.append(selection.choose(rule)[0].choice)
-            highest.append(max(_values(path, STEEP) for path in selection.vectors))
-            with selection.carried_out([found[-1]]) as second:
-                outcomes = [outcome for (outcome,) in second]
+            highest.append(max(_values(file, STEEP) for file in selection.vectors))
+            outcomes = [outcome for (outcome,) in selection.carried_out([found[-1]])]
             assert {one.row.name: one.row.rank for one in outcomes} == found[-1].ranks
     assert found[0].error_sq == pytest.approx(found[1].error_sq, rel=2e-2)
     assert highest[0] < highest[1]
     assert (found[0].highest_rank(FLAT) or 0) > 64, "the first level is enough"
 
 
-def _values(path: Path, name: ParamName) -> int:
+def _values(file: Checkpoint, name: ParamName) -> int:
     """Return the ranks of a delta that a file of vectors has."""
-    file, key = open_checkpoint(path), f"{name}.values"
+    key = f"{name}.values"
     return file.specs[key].shape[0] if key in file.specs else 0

@@ -8,13 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter import Ledger, Status
-from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.checkpoint.fingerprint import fingerprint
+from lbm_lora.adapter import Status
 from lbm_lora.errors import InputError, PairingError
-from lbm_lora.extraction import seed_of
 from lbm_lora.factorize import Measure
-from lbm_lora.naming import ModuleName, ParamName, module_of
+from lbm_lora.naming import ModuleName, ParamName
 from smallnet import Extracted, extract_files, small_state, tensors_of
 
 Save = Callable[[str, Mapping[str, Tensor]], Path]
@@ -39,8 +36,7 @@ def delta_of(extracted: Extracted, name: str) -> Tensor:
     return delta
 
 
-@pytest.mark.parametrize("prefix", ["", "denoiser.", "model.denoiser.", "model.denoiser._orig_mod."])
-@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+@pytest.mark.parametrize(("suffix", "prefix"), [(".safetensors", ""), (".ckpt", "model.denoiser._orig_mod.")])
 def test_the_ledger_accounts_for_every_tensor(extract: Extract, suffix: str, prefix: str) -> None:
     found = extract(small_state(1, prefix), small_state(2, prefix), suffix)
     assert {row.name for row in found.ledger} == set(small_state(1))
@@ -54,14 +50,6 @@ def test_the_ledger_accounts_for_every_tensor(extract: Extract, suffix: str, pre
     assert (found.row("bn1.running_var").rank, found.row("bn1.running_var").reason) == (None, "1-dimensional")
 
 
-def test_other_parts_of_an_lbm_are_no_part_of_the_ledger(extract: Extract) -> None:
-    states = [
-        {**small_state(seed, "denoiser."), "vae.a": torch.ones(2) * seed, "num_iterations": torch.tensor(seed)}
-        for seed in (1, 2)
-    ]
-    assert {row.name for row in extract(*states).ledger} == set(small_state(1))
-
-
 def test_the_ledger_measures_the_adapter_as_stored(extract: Extract) -> None:
     base, tuned = small_state(1), small_state(2)
     found = extract(base, tuned)
@@ -71,64 +59,6 @@ def test_the_ledger_measures_the_adapter_as_stored(extract: Extract) -> None:
         assert row.measure.delta_sq == pytest.approx(float(exact.square().sum()), rel=1e-6)
         assert row.measure.error_sq == pytest.approx(float(error.square().sum()), rel=1e-4)
         assert row.shape == tuple(exact.shape)
-
-
-def test_alpha_is_the_stored_rank(extract: Extract) -> None:
-    found = extract(small_state(1), small_state(2), rank=9999, conv_rank=9999)
-    assert {name: (one.rank, one.alpha) for name, one in found.adapter.modules.items()} == {
-        "stem": (8, 8.0),
-        "point": (6, 6.0),
-        "head.0": (6, 6.0),
-        "head.2": (5, 5.0),
-    }
-    for row in found.ledger.of(Status.LORA):
-        assert row.rank == found.adapter.modules[module_of(row.name)].rank
-
-
-def test_full_rank_in_fp32_is_the_whole_change(extract: Extract) -> None:
-    base, tuned = small_state(1), small_state(2)
-    found = extract(base, tuned, rank=9999, conv_rank=9999, dtype=torch.float32)
-    for name, tensor in tensors_of(tuned).items():
-        assert torch.equal(delta_of(found, name), tensor - base[name])
-    assert found.ledger.total().relative_error == 0
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_everything_is_stored_in_one_dtype(extract: Extract, dtype: torch.dtype) -> None:
-    adapter = extract(small_state(1), small_state(2), dtype=dtype).adapter
-    factors = [tensor for one in adapter.modules.values() for tensor in (one.up, one.down)]
-    assert {tensor.dtype for tensor in (*factors, *adapter.dense.values())} == {dtype}
-
-
-def test_factors_have_the_shapes_of_a_file(extract: Extract) -> None:
-    adapter = extract(small_state(1), small_state(2)).adapter
-    shapes = {str(name): (tuple(one.up.shape), tuple(one.down.shape)) for name, one in adapter.modules.items()}
-    assert shapes["stem"] == ((8, 2, 1, 1), (2, 3, 3, 3))
-    assert shapes["point"] == ((6, 2, 1, 1), (2, 8, 1, 1))
-    assert shapes["head.0"] == ((16, 4), (4, 6))
-
-
-def test_tensors_that_did_not_change_are_not_stored(extract: Extract) -> None:
-    base, tuned = small_state(1), small_state(2)
-    for name in ("stem.weight", "bn1.bias", "bn1.num_batches_tracked"):
-        tuned[name] = base[name].clone()
-    found = extract(base, tuned)
-    assert [row.name for row in found.ledger.of(Status.UNCHANGED)] != []
-    assert {row.name for row in found.ledger.of(Status.UNCHANGED)} == {
-        "stem.weight",
-        "bn1.bias",
-        "bn1.num_batches_tracked",
-    }
-    assert {row.reason for row in found.ledger.of(Status.UNCHANGED)} == {"equal in base and tuned"}
-    assert "stem.weight" not in found.adapter.params
-
-
-def test_two_equal_checkpoints(extract: Extract) -> None:
-    found = extract(small_state(1), small_state(1))
-    assert found.ledger.counts() == {"lora": 0, "dense": 0, "unchanged": 13, "excluded": 0}
-    assert found.adapter.params == []
-    assert found.base == found.tuned
-    assert found.ledger.total().relative_error == found.ledger.total().noise_floor == 0
 
 
 def test_what_is_left_out_counts_as_error(extract: Extract) -> None:
@@ -154,15 +84,7 @@ def test_a_counter_is_no_part_of_the_error(extract: Extract) -> None:
     assert found.ledger.total().relative_error < 0.01
 
 
-def test_dense_deltas_can_be_left_out(extract: Extract) -> None:
-    found = extract(small_state(1), small_state(2), keep_dense=False)
-    assert found.ledger.counts() == {"lora": 4, "dense": 0, "unchanged": 0, "excluded": 9}
-    assert found.adapter.dense == {}
-    assert found.row("norm.weight").reason == "dense deltas are switched off"
-    assert found.row("norm.weight").measure.relative_error == 1
-
-
-@pytest.mark.parametrize(("min_diff", "kept"), [(0.0, True), (0.0078125, True), (0.00782, False)])
+@pytest.mark.parametrize(("min_diff", "kept"), [(0.0078125, True), (0.00782, False)])
 def test_min_diff_is_compared_with_the_largest_change(extract: Extract, min_diff: float, kept: bool) -> None:
     base, tuned = (
         {"a.weight": torch.zeros(4, 4), "b.bias": torch.zeros(2)},
@@ -176,30 +98,11 @@ def test_min_diff_is_compared_with_the_largest_change(extract: Extract, min_diff
     assert row.measure.delta_sq == 0.0078125**2
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
-def test_fingerprints_are_those_of_the_whole_components(extract: Extract, tmp_path: Path, suffix: str) -> None:
-    found = extract(
-        small_state(1, "denoiser."), small_state(2, "denoiser."), suffix, exclude=("head",), keep_dense=False
-    )
-    assert found.base == fingerprint(open_checkpoint(tmp_path / f"base{suffix}").component())
-    assert found.tuned == fingerprint(open_checkpoint(tmp_path / f"tuned{suffix}").component())
-    assert found.base != found.tuned
-
-
 def same(first: Extracted, second: Extracted) -> bool:
     """Whether both hold the same bytes, whatever their order."""
-    if (set(first.adapter.modules), set(first.adapter.dense)) != (
-        set(second.adapter.modules),
-        set(second.adapter.dense),
-    ):
-        return False
-    modules = all(
-        torch.equal(one.up, second.adapter.modules[name].up)
-        and torch.equal(one.down, second.adapter.modules[name].down)
-        for name, one in first.adapter.modules.items()
-    )
-    return modules and all(
-        torch.equal(delta, second.adapter.dense[name]) for name, delta in first.adapter.dense.items()
+    one, other = ({name: delta_of(found, name) for name in found.adapter.params} for found in (first, second))
+    return one.keys() == other.keys() and all(
+        torch.equal(delta_of(second, name), delta_of(first, name)) for name in one
     )
 
 
@@ -221,17 +124,7 @@ def test_the_same_input_gives_the_same_bytes_in_any_order_and_company(extract: E
     assert torch.equal(alone.adapter.modules[ModuleName("b")].up, first.adapter.modules[ModuleName("b")].up)
 
 
-def test_seeds_are_of_the_name_and_fit_a_generator() -> None:
-    names = [ParamName(f"block.{index}.weight") for index in range(100)]
-    seeds = {seed_of(name) for name in names}
-    assert len(seeds) == 100
-    assert seed_of(ParamName("conv_in.weight")) == 6403377891586215179
-    for seed in seeds:
-        torch.Generator().manual_seed(seed)
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize(("side", "value"), [(0, torch.nan), (1, torch.inf)])
 def test_values_that_are_not_finite_stop_the_extraction(extract: Extract, side: int, value: float) -> None:
     states = [small_state(1), small_state(2)]
     states[side]["norm.bias"][3] = value
@@ -239,8 +132,7 @@ def test_values_that_are_not_finite_stop_the_extraction(extract: Extract, side: 
         extract(*states)
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38])
-@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize(("side", "value"), [(0, torch.nan), (1, -torch.inf), (1, 3e38)])
 def test_left_out_by_name_they_do_not_drown_the_rest(extract: Extract, side: int, value: float) -> None:
     states = [{name: tensor.bfloat16() for name, tensor in tensors_of(small_state(seed)).items()} for seed in (1, 2)]
     clean = extract(*states, exclude=("norm",)).ledger
@@ -248,16 +140,13 @@ def test_left_out_by_name_they_do_not_drown_the_rest(extract: Extract, side: int
     if value == 3e38:
         states[1 - side]["norm.bias"][3] = -value  # their difference overflows
     ledger = extract(*states, exclude=("norm",)).ledger
-    assert without(ledger, "norm.bias") == without(clean, "norm.bias")
+    others = [[row.measure for row in one if row.name != "norm.bias"] for one in (ledger, clean)]
+    assert others[0] == others[1]
     damaged = next(row.measure for row in ledger if row.name == "norm.bias")
     assert 0 < damaged.delta_sq < 6
     assert damaged.error_sq == damaged.delta_sq
     if value != 3e38:
         assert ledger.total().noise_floor < 1
-
-
-def without(ledger: Ledger, name: str) -> list[Measure]:
-    return [row.measure for row in ledger if row.name != name]
 
 
 def test_tensors_of_one_side_and_of_other_shapes_stay_in_the_ledger(extract: Extract) -> None:
@@ -271,11 +160,6 @@ def test_tensors_of_one_side_and_of_other_shapes_stay_in_the_ledger(extract: Ext
         assert (row.status, row.reason, row.shape, row.measure) == (Status.EXCLUDED, "in --exclude", shape, Measure())
 
 
-def test_mixed_dtypes_are_subtracted_in_fp32(extract: Extract) -> None:
-    base, tuned = {"a.bias": torch.tensor([1.0, 2.0]).bfloat16()}, {"a.bias": torch.tensor([1.001, 2.0])}
-    assert delta_of(extract(base, tuned, dtype=torch.float32), "a.bias")[0] == torch.tensor(1.001) - 1
-
-
 @pytest.mark.parametrize("name", ["a.weight", "a.bias"])
 def test_a_change_that_does_not_fit_the_stored_dtype_names_the_tensor(extract: Extract, name: str) -> None:
     shape = (2, 2) if name == "a.weight" else (2,)
@@ -284,14 +168,3 @@ def test_a_change_that_does_not_fit_the_stored_dtype_names_the_tensor(extract: E
     assert str(caught.value) == (
         f"{name}: values up to 1e+06 exceed the range of float16. Store them in bf16: save_precision bf16."
     )
-
-
-def test_scalars_and_empty_tensors(extract: Extract) -> None:
-    base, tuned = (
-        {"gain": torch.tensor(1.0), "none.weight": torch.zeros(0, 4)},
-        {"gain": torch.tensor(3.0), "none.weight": torch.zeros(0, 4)},
-    )
-    found = extract(base, tuned)
-    assert (found.row("gain").status, found.row("gain").reason) == (Status.DENSE, "0-dimensional")
-    assert found.row("none.weight").status is Status.UNCHANGED
-    assert delta_of(found, "gain") == 2

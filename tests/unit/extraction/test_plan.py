@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.errors import PairingError, PatternError
+from lbm_lora.errors import PairingError
 from lbm_lora.extraction import COVERAGES, Action, Plan, plan_extraction
 from lbm_lora.factorize import FixedRank
 
@@ -67,20 +67,6 @@ def test_every_tensor_has_an_action_and_a_reason(plan: Callable[..., Plan]) -> N
     }
 
 
-def test_the_plan_announces_what_the_file_may_hold(plan: Callable[..., Plan]) -> None:
-    found = plan(include=("conv_in",))
-    assert found.shapes() == {"conv_in": (8, 4, 3, 3)}
-    assert found.ranks() == {"conv_in": 3}
-    assert found.dense() == {"conv_in.bias": (8,)}
-
-
-@pytest.mark.parametrize("prefix", ["", "denoiser."])
-def test_items_are_in_the_order_of_the_tuned_file(save: Save, plan: Callable[..., Plan], prefix: str) -> None:
-    tensors = {prefix + name: tensor for name, tensor in TENSORS.items()}
-    found = plan(tensors, dict(reversed(tensors.items())))
-    assert [item.name for item in found.items] == list(found.pairing.tuned)
-
-
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -97,31 +83,6 @@ def test_include_and_exclude(plan: Callable[..., Plan], options: dict[str, Any],
     found = plan(**options)
     assert kept(found) == expected
     assert len(found.items) == len(TENSORS)
-
-
-def test_reasons_of_what_is_left_out(plan: Callable[..., Plan]) -> None:
-    found = actions(plan(include=("conv_in", "attn1", "norm1"), exclude=("attn1",), keep_dense=False))
-    assert found["block.attn1.to_q.weight"][2] == "in --exclude"
-    assert found["proj_in.weight"][2] == "not in --include"
-    assert found["conv_in.bias"][2] == "dense deltas are switched off"
-
-
-def test_extended_coverage_adds_feed_forward_and_projections(plan: Callable[..., Plan]) -> None:
-    more = {"block.ff.net.0.proj.weight", "proj_in.weight"}
-    tensors = {**TENSORS, "block.proj_out.weight": torch.ones(8, 8)}
-    found = kept(plan(tensors, tensors, include=COVERAGES["extended"]))
-    assert found == {name for name in TENSORS if "attn" in name} | more | {"block.proj_out.weight"}
-
-
-def test_a_pattern_may_carry_the_prefix(plan: Callable[..., Plan]) -> None:
-    tensors = {"denoiser." + name: tensor for name, tensor in TENSORS.items()}
-    assert kept(plan(tensors, tensors, include=("denoiser.conv_in",))) == {"conv_in.weight", "conv_in.bias"}
-
-
-def test_a_pattern_without_a_match_is_an_error(plan: Callable[..., Plan]) -> None:
-    for option in ("include", "exclude"):
-        with pytest.raises(PatternError, match=r"pattern 'atn1' matches none of 12 names\. Nearest: "):
-            plan(**{option: ("atn1",)})
 
 
 def test_a_plan_for_nothing_is_an_error(plan: Callable[..., Plan], tmp_path: Path) -> None:

@@ -1,60 +1,122 @@
-"""The rules of ranks: how they name adapters, how far a survey must go for them, and what they choose from it."""
+"""Which rule the options of ranks ask for, what is said of those that cannot be, and sizes in words."""
 
-import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
+import re
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
-from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.extraction import DeltaSettings, Plan, SurveyPass, capped_plan, plan_extraction, rank_allocator
-from lbm_lora.factorize import FixedRank, rank_bound
-from lbm_lora.ranks import FixedRanks, RankAllocator, RankRule
-from lbm_lora.ranks.rules import EnergyShare, ErrorLimit, ModuleErrorLimit, PsnrFloor, SizeLimits
-from smallnet import small_state
-
-Save = Callable[[str, Mapping[str, Tensor]], Path]
-
-SHAPES = {
-    "large.weight": (400, 420),
-    "middle.weight": (200, 210),
-    "small.weight": (192, 300),
-    "conv.weight": (8, 4, 3, 3),
-    "large.bias": (400,),
-}
-BOUNDS = {"large.weight": 400, "middle.weight": 200, "small.weight": 192, "conv.weight": 8, "large.bias": None}
-BF16 = torch.bfloat16
-PER_RANK = 2 * (400 + 420 + 200 + 210 + 192 + 300 + 8 + 4 * 9)
-"""Bytes that one more rank of every matrix takes in bf16."""
+from lbm_lora.configs.rank_options import RankOptions
+from lbm_lora.errors import ConfigError
+from lbm_lora.factorize import FixedRank
+from lbm_lora.naming import ParamName
+from lbm_lora.ranks import FixedRanks, RankRule, rank_rule
+from lbm_lora.ranks.rules import EnergyShare, ErrorLimit, ModuleErrorLimit, PsnrFloor, SizeLimits, parse_nbytes
 
 
-@pytest.fixture
-def plan(save: Save) -> Plan:
-    """The matrices of `SHAPES`, decomposed at rank 5, and a bias."""
-    tensors = {name: torch.zeros(shape, dtype=BF16) for name, shape in SHAPES.items()}
-    base, tuned = (open_checkpoint(save(f"{side}.safetensors", tensors)).component() for side in ("base", "tuned"))
-    return plan_extraction(base, tuned, FixedRank(linear=5, conv=5))
+def rule_of(*, is_calibrated: bool = False, has_images: bool = False, **options: object) -> RankRule:
+    made = RankOptions(**options)  # pyright: ignore[reportArgumentType]
+    return rank_rule(made, is_calibrated=is_calibrated, has_images=has_images)
 
 
-@pytest.fixture
-def allocator(save: Save, tmp_path: Path) -> RankAllocator:
-    """That of a small network, all of whose ranks are surveyed."""
-    base, tuned = (open_checkpoint(save(f"{seed}.safetensors", small_state(seed))).component() for seed in (1, 2))
-    small, settings = plan_extraction(base, tuned, FixedRank(linear=9999, conv=9999)), DeltaSettings(dtype=BF16)
-    survey = SurveyPass(small, settings, None, tmp_path / "vectors.safetensors").run()
-    return rank_allocator(small, survey, BF16, overhead=100, is_weighted=False)
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({}, FixedRanks(ranks=(FixedRank(linear=32, conv=16),))),
+        ({"rank": 16}, FixedRanks(ranks=(FixedRank(linear=16, conv=8),))),
+        ({"rank": 9999}, FixedRanks(ranks=(FixedRank(linear=9999, conv=9999),))),
+        ({"rank": 8, "conv_rank": 8}, FixedRanks(ranks=(FixedRank(linear=8, conv=8),))),
+        ({"max_size": ("200MB", "1 kB")}, SizeLimits(nbytes=(200_000_000, 1000), words=("200MB", "1 kB"))),
+        ({"max_error": 0.3}, ErrorLimit(option="max_error", value=0.3)),
+        ({"max_output_error": 1.5, "is_calibrated": True}, ErrorLimit(option="max_output_error", value=1.5)),
+        ({"min_psnr": 40.0, "has_images": True}, PsnrFloor(option="min_psnr", value=40.0)),
+        ({"keep_energy": 1.0}, EnergyShare(option="keep_energy", value=1.0)),
+        ({"max_module_error": 0.2}, ModuleErrorLimit(option="max_module_error", value=0.2)),
+        ({"max_module_error": 0.2, "is_calibrated": True}, ModuleErrorLimit(option="max_module_error", value=0.2)),
+    ],
+)
+def test_each_option_asks_for_its_rule(options: dict[str, object], rule: RankRule) -> None:
+    found = rule_of(**options)  # pyright: ignore[reportArgumentType]
+    assert type(found) is type(rule)  # limits of one option and value are equal whatever their rule
+    assert found == rule
 
 
-def ranks(plan: Plan) -> dict[str, int | None]:
-    return {item.name: item.rank for item in plan.items}
+SHARE = "must be above 0 and at most"
 
 
-def sizes(*nbytes: int) -> SizeLimits:
-    return SizeLimits(nbytes=nbytes, words=tuple(f"{one}B" for one in nbytes))
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"ranks": (4,), "max_error": 0.1}, "ranks and max_error both choose the ranks. Give one of them."),
+        (
+            {"max_size": ("1MB",), "min_psnr": 40.0, "keep_energy": 0.9},
+            "max_size and min_psnr both choose the ranks. Give one of them.",
+        ),
+        ({"ranks": (4, 8, 4)}, "r4 r8 r4: give each rank or size only once."),
+        ({"max_size": ("1MB", "1 MB")}, "1MB 1MB: give each rank or size only once."),
+        ({"max_size": ("1MB", "1mb")}, "1MB 1mb: give each rank or size only once."),
+        ({"max_size": ("huge",)}, "max_size must be a file size such as 200MB or 1.5GB, got huge."),
+        ({"max_error": 0.0}, f"max_error {SHARE} 1 (0.05 is 5 %), got 0."),
+        ({"keep_energy": 1.5}, f"keep_energy {SHARE} 1 (0.05 is 5 %), got 1.5."),
+        ({"max_module_error": -0.1}, f"max_module_error {SHARE} 1 (0.05 is 5 %), got -0.1."),
+        ({"max_error": float("nan")}, f"max_error {SHARE} 1 (0.05 is 5 %), got nan."),
+        ({"min_psnr": float("nan"), "has_images": True}, "min_psnr must be above 0 dB and finite, got nan."),
+        ({"min_psnr": -1.0, "has_images": True}, "min_psnr must be above 0 dB and finite, got -1."),
+        (
+            {"max_output_error": 11.0, "is_calibrated": True},
+            f"max_output_error {SHARE} 10 (0.05 is 5 %), got 11.",
+        ),
+        (
+            {"max_output_error": 0.1},
+            "max_output_error needs the denoiser's output: add calibration_images.",
+        ),
+        (
+            {"max_error": 0.1, "is_calibrated": True},
+            "max_error limits the weight error, but calibration measures the output: use max_output_error.",
+        ),
+        (
+            {"min_psnr": 40.0, "is_calibrated": True},
+            "min_psnr needs images: add calibration_images, or calibration and images.",
+        ),
+    ],
+)
+def test_what_cannot_be_is_said(options: dict[str, object], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        rule_of(**options)  # pyright: ignore[reportArgumentType]
+    assert str(caught.value) == text
+
+
+@given(
+    number=st.integers(1, 10**6),
+    unit=st.sampled_from([("k", 1), ("M", 2), ("G", 3)]),
+    end=st.sampled_from(["", "B", "b", "iB", "ib", "I"]),
+    space=st.sampled_from(["", " "]),
+)
+def test_a_unit_is_a_power_of_1000_and_one_with_i_of_1024(
+    number: int, unit: tuple[str, int], end: str, space: str
+) -> None:
+    letter, power = unit
+    base = 1024 if "i" in end.lower() else 1000
+    for text in (letter, letter.lower(), letter.upper()):
+        assert parse_nbytes(f"{number}{space}{text}{end}") == number * base**power
+
+
+@pytest.mark.parametrize(
+    "text", ["", "MB", "0MB", "0.0", "0.4", "-1MB", "1e6", ".5GB", "1,5GB", "1TB", "1 M B", "1MBs", "5iB"]
+)
+def test_what_is_no_size_is_said(text: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"^{re.escape(f'max_size must be a file size such as 200MB or 1.5GB, got {text}.')}$"
+    ):
+        parse_nbytes(text)
+
+
+@pytest.mark.parametrize("number", ["200", "1.5", "9999"])
+def test_a_small_number_without_a_unit_is_asked_back(number: str) -> None:
+    text = f"max_size {number}: {number} of what? Give a unit: {number}MB or {number}KB."
+    with pytest.raises(ConfigError, match=f"^{re.escape(text)}$"):
+        rule_of(max_size=(number,))
 
 
 TWO = (FixedRank(linear=16, conv=8), FixedRank(linear=64, conv=2))
@@ -65,7 +127,6 @@ TWO = (FixedRank(linear=16, conv=8), FixedRank(linear=64, conv=2))
     [
         (FixedRanks(ranks=TWO[:1]), ("",), {"rank_policy": "fixed", "rank": 16, "conv_rank": 8}),
         (FixedRanks(ranks=TWO, is_named=True), ("r16", "r64"), {"rank_policy": "fixed", "rank": 64, "conv_rank": 2}),
-        (FixedRanks(ranks=TWO[:1], is_named=True), ("r16",), {"rank_policy": "fixed", "rank": 16, "conv_rank": 8}),
         (SizeLimits(nbytes=(1,), words=("200 MB",)), ("",), {"rank_policy": "max_size", "max_size": "200 MB"}),
         (
             SizeLimits(nbytes=(1, 2), words=("200 MB", "1.5GB")),
@@ -73,7 +134,6 @@ TWO = (FixedRank(linear=16, conv=8), FixedRank(linear=64, conv=2))
             {"rank_policy": "max_size", "max_size": "1.5GB"},
         ),
         (ErrorLimit(option="max_error", value=0.3), ("",), {"rank_policy": "max_error", "max_error": 0.3}),
-        (PsnrFloor(option="min_psnr", value=40.0), ("",), {"rank_policy": "min_psnr", "min_psnr": 40.0}),
     ],
 )
 def test_a_rule_names_its_adapters_and_says_what_was_asked_for(
@@ -83,56 +143,24 @@ def test_a_rule_names_its_adapters_and_says_what_was_asked_for(
     assert rule.facts(len(names) - 1) == facts
 
 
-def test_fixed_ranks_are_surveyed_up_to_the_highest_of_each_kind(plan: Plan) -> None:
-    capped = capped_plan(plan, FixedRanks(ranks=TWO), BF16)
-    assert ranks(capped) == {name: 8 if name == "conv.weight" else bound and 64 for name, bound in BOUNDS.items()}
+SHAPES = {
+    ParamName("large.weight"): (400, 420),
+    ParamName("middle.weight"): (200, 210),
+    ParamName("small.weight"): (192, 300),
+    ParamName("conv.weight"): (8, 4, 3, 3),
+}
+PER_RANK = 2 * (400 + 420 + 200 + 210 + 192 + 300 + 8 + 4 * 9)
+"""Bytes that one more rank of every matrix takes in bf16."""
 
 
-@pytest.mark.parametrize("kind", [ErrorLimit, PsnrFloor])
-def test_a_limit_of_all_layers_together_stops_at_a_quarter_of_a_large_matrix(
-    plan: Plan, kind: type[ErrorLimit | PsnrFloor]
-) -> None:
-    capped = capped_plan(plan, kind(option="o", value=0.5), BF16)
-    assert ranks(capped) == BOUNDS | {"large.weight": 100, "middle.weight": 64}
-
-
-@pytest.mark.parametrize("kind", [ModuleErrorLimit, EnergyShare])
-def test_a_limit_of_each_layer_may_need_every_rank(plan: Plan, kind: type[ModuleErrorLimit | EnergyShare]) -> None:
-    assert ranks(capped_plan(plan, kind(option="o", value=0.5), BF16)) == BOUNDS
-
-
-def test_the_largest_size_says_how_far_a_layer_may_go(plan: Plan) -> None:
-    thirty = 30 * PER_RANK
-    capped = capped_plan(plan, sizes(PER_RANK, thirty), BF16)
-    assert ranks(capped) == BOUNDS | {"large.weight": 120, "middle.weight": 120}
-    assert ranks(capped_plan(plan, sizes(thirty), torch.float32)) == BOUNDS | {"large.weight": 64, "middle.weight": 64}
-
-
-@settings(max_examples=20)  # each checks a whole plan
-@given(nbytes=st.integers(1, 200 * PER_RANK))
-def test_a_cap_by_size_is_four_times_the_uniform_rank_within_its_bounds(plan: Plan, nbytes: int) -> None:
-    for item in capped_plan(plan, sizes(nbytes), BF16).items:
-        if item.rank is not None:
-            bound = rank_bound(item.shape)
-            assert min(bound, 64) <= item.rank <= bound
-            if 64 < item.rank < bound:
-                assert item.rank == math.ceil(4 * nbytes / PER_RANK)
-
-
-def test_a_choice_keeps_what_was_asked_for(allocator: RankAllocator) -> None:
-    energy = allocator.energy_sq
-    (whole,) = ErrorLimit(option="max_error", value=0.5).choices(allocator, energy)
-    assert 0 < whole.error_sq <= 0.25 * energy
-    assert whole == allocator.error(0.25 * energy)
-    (each,) = ModuleErrorLimit(option="max_module_error", value=0.5).choices(allocator, energy)
-    (share,) = EnergyShare(option="keep_energy", value=0.75).choices(allocator, energy)
-    assert each == share == allocator.module_error(0.5)  # an error of 0.5 leaves a quarter of the energy
-    assert FixedRanks(ranks=TWO).choices(allocator, energy) == [allocator.fixed(one) for one in TWO]
-    room = allocator.fixed_bytes
-    tight, wide = sizes(room + 500, room + 1500).choices(allocator, energy)
-    assert room < tight.nbytes <= room + 500 < wide.nbytes <= room + 1500
-    assert wide.error_sq < tight.error_sq
-
-
-def test_only_running_finds_what_has_a_psnr() -> None:
-    assert not hasattr(PsnrFloor(option="min_psnr", value=40.0), "choices")
+@pytest.mark.parametrize(
+    ("rule", "caps"),
+    [
+        (FixedRanks(ranks=TWO), (64, 64, 64, 8)),
+        (ErrorLimit(option="max_error", value=0.5), (100, 64, 192, 8)),
+        (ModuleErrorLimit(option="max_module_error", value=0.5), (400, 200, 192, 8)),
+        (SizeLimits(nbytes=(PER_RANK, 30 * PER_RANK), words=("", "")), (120, 120, 192, 8)),
+    ],
+)
+def test_no_more_ranks_are_surveyed_than_a_rule_may_need(rule: RankRule, caps: tuple[int, ...]) -> None:
+    assert tuple(rule.caps(SHAPES, torch.bfloat16).values()) == caps

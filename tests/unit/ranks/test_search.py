@@ -32,15 +32,6 @@ class Outcome:
         return self._result(nbytes / 100)
 
 
-@pytest.mark.parametrize("offset", [-20.0, 0.0, 7.0, 25.0])
-def test_a_steady_offset_is_learned_at_once(offset: float) -> None:
-    measure = Outcome(lambda foreseen: foreseen + 7)
-    run = smallest(45.0, files(1), measure, offset=offset)
-    assert 45.0 <= run.result <= 45.4
-    assert run.predicted == pytest.approx(run.result, abs=1e-9) or len(measure.tried) == 1
-    assert len(measure.tried) <= 3
-
-
 @pytest.mark.parametrize("slope", [0.5, 0.8, 1.3])
 @pytest.mark.parametrize("first", [0.0, 30.0])
 def test_other_slopes_take_a_few_runs(slope: float, first: float) -> None:
@@ -74,17 +65,3 @@ def test_what_cannot_be_reached_gives_the_best_file() -> None:
     run = smallest(55.0, files(1), measure, offset=0.0)
     assert run.result == 50.0
     assert 10_000 in measure.tried
-
-
-def test_the_best_file_is_tried_where_nothing_else_is_foreseen_to_do() -> None:
-    measure = Outcome(lambda foreseen: foreseen + 3)
-    run = smallest(102.0, files(100), measure, offset=-10.0)
-    assert run.result >= 102.0
-    assert measure.tried[0] == 10_000
-
-
-def test_a_target_below_everything_takes_the_smallest_file() -> None:
-    measure = Outcome(lambda foreseen: foreseen + 20)
-    run = smallest(5.0, files(1), measure, offset=20.0)
-    assert (run.proposal.nbytes, run.result) == (0, 20.0)
-    assert measure.tried == [0]

@@ -86,12 +86,6 @@ def run(survey: Survey, rule: RankRule, network: Network | None) -> list[Any]:
     return chooser.choose(rule, cast(Any, network))
 
 
-def test_without_a_network_choices_stay_as_they_are() -> None:
-    survey = Survey()
-    assert [one.choice.nbytes for one in run(survey, size_limits(3000, 500), None)] == [3000, 500]
-    assert survey.learned == {}
-
-
 def test_every_size_is_run_and_learned_from() -> None:
     survey = Survey()
     found = run(survey, size_limits(3000, 500), Network())
@@ -134,9 +128,3 @@ def test_what_the_best_file_does_not_reach_is_an_error(rule: RankRule, text: str
     with pytest.raises(InputError, match=text):
         run(Survey(), rule, network)
     assert BEST in network.taken
-
-
-def test_an_error_without_states_is_not_run_for() -> None:
-    """With images alone there is nothing to measure an error at: the survey decides."""
-    (found,) = run(Survey(), error_limit(0.01), Network(has_points=False))
-    assert found.choice.nbytes == 700

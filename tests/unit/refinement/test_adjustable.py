@@ -1,25 +1,12 @@
 """Vectors and ranks of an adapter as one vector of values."""
 
-import pytest
 import torch
 from refinement_nets import FIRST, adapter, batch, network, tuned
 
 from lbm_lora.adapter import Adapter
-from lbm_lora.errors import AdapterError
 from lbm_lora.factorize import quantize
-from lbm_lora.naming import ModuleName, ParamName
-from lbm_lora.refinement.adjustable import Adjustable
-
-
-def test_the_given_values_are_the_given_adapter() -> None:
-    running, given = network(), adapter(1)
-    adjustable = Adjustable(running, given)
-    sample = batch(running, tuned(given), (0,))
-    for found in (adjustable.output(adjustable.split(adjustable.given), sample), adjustable.output_of(given, sample)):
-        torch.testing.assert_close(found, sample.wanted, rtol=1e-5, atol=1e-6)
-    same = adjustable.adapter(adjustable.given)
-    assert all(torch.equal(same.dense[name], delta) for name, delta in given.dense.items())
-    assert all(torch.equal(same.modules[name].up, module.up) for name, module in given.modules.items())
+from lbm_lora.naming import ParamName
+from lbm_lora.refinement.adjustable import Adjustable, Linearized
 
 
 def test_the_adapter_of_changed_values_gives_their_outputs() -> None:
@@ -59,8 +46,30 @@ def test_dense_matrices_stay_as_they_are() -> None:
     assert torch.equal(adjustable.adapter(adjustable.given + 1).dense[ParamName("0.weight")], matrix)
 
 
-def test_an_adapter_of_another_network_is_refused() -> None:
-    given = adapter(1)
-    strange = Adapter({ModuleName("other"): given.modules[FIRST]}, {})
-    with pytest.raises(AdapterError, match="none of its 1 parameters are in the model"):
-        Adjustable(network(), strange)
+def test_products_agree_with_differences_and_with_each_other() -> None:
+    running = network()
+    adjustable = Adjustable(running, adapter(1))
+    learnt = [batch(running, tuned(adapter(0)), seeds) for seeds in ((0, 1), (2, 3))]
+    weights = [torch.tensor([0.5, 2.0]), torch.tensor([1.0, 0.1])]
+    at = adjustable.given
+    linearized = Linearized(adjustable, at, learnt, weights)
+    draw = torch.Generator().manual_seed(0)
+    vector = torch.randn(at.shape, generator=draw)
+    product = linearized.times(vector)
+    step = 1e-3
+    ahead, behind = (Linearized(adjustable, at + sign * step * vector, learnt, weights).residual for sign in (1, -1))
+    torch.testing.assert_close(product, (behind - ahead) / (2 * step), rtol=2e-3, atol=2e-4)
+    rows = torch.randn(product.shape, generator=draw)
+    torch.testing.assert_close(linearized.transposed(rows) @ vector, rows @ product, rtol=1e-4, atol=1e-4)
+
+
+def test_the_residual_squares_to_the_weighted_errors() -> None:
+    running, target = network(), tuned(adapter(0))
+    adjustable = Adjustable(running, adapter(1))
+    sample = batch(running, target, (0, 1))
+    weights = torch.tensor([0.5, 2.0])
+    wanted = sample.wanted
+    found = adjustable.output(adjustable.split(adjustable.given), sample)
+    errors = (found - wanted).flatten(1).square().sum(1) / wanted.flatten(1).square().sum(1)
+    residual = Linearized(adjustable, adjustable.given, [sample], [weights]).residual
+    torch.testing.assert_close(residual.square().sum(), (weights * errors).sum())

@@ -13,12 +13,11 @@ import torch
 
 from lbm_lora.adapter import Adapter, LoraModule
 from lbm_lora.apply import ScaledAdapter, fuse_module
-from lbm_lora.errors import AdapterError, ConfigError, QualityError
+from lbm_lora.errors import ConfigError, QualityError
 from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.points import Point
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.naming import ModuleName, ParamName
-from lbm_lora.own_file import OwnFile
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.refinement import distill as work
 from lbm_lora.refinement.distill import DistillResult, DistillSettings, distill, refuse_another
@@ -67,12 +66,6 @@ def lessons(base: Path, adapter: Adapter, seeds: Sequence[int], side: int = 8) -
     return found
 
 
-def noted(path: Path) -> OwnFile:
-    own = OwnFile(path)
-    own.note()
-    return own
-
-
 @pytest.mark.slow
 def test_a_disturbed_lora_finds_back(base: Path, tmp_path: Path) -> None:
     true, other = lora(base, 0), lora(base, 1)
@@ -87,7 +80,7 @@ def test_a_disturbed_lora_finds_back(base: Path, tmp_path: Path) -> None:
         taught,
         held,
         dataclasses.replace(SETTINGS, steps=48),
-        state=noted(tmp_path / "s.pt"),
+        state=tmp_path / "s.pt",
         identity={},
     )
     assert refined.gain > 6
@@ -113,7 +106,7 @@ def test_the_given_lora_is_kept_where_nothing_is_better(base: Path, tmp_path: Pa
         lessons(base, lora(base, 1), range(4)),  # of another teacher
         lessons(base, true, range(100, 102)),
         SETTINGS,
-        state=noted(tmp_path / "s.pt"),
+        state=tmp_path / "s.pt",
         identity={},
     )
     assert refined.step == 0
@@ -155,7 +148,7 @@ def test_a_stopped_run_ends_the_same(base: Path, tmp_path: Path, learning_rate: 
     settings = dataclasses.replace(SETTINGS, learning_rate=learning_rate)
 
     def whole(state: Path, student: Student) -> tuple[Adapter, DistillResult]:
-        return distill(student, taught, held, settings, state=noted(state), identity={"a": 1})
+        return distill(student, taught, held, settings, state=state, identity={"a": 1})
 
     unbroken, first = whole(tmp_path / "a.pt", Student(model_of(base), given, torch.float32))
     stopping = Counting(model_of(base), given, torch.float32)
@@ -178,21 +171,14 @@ Damage = Callable[[dict[str, Any]], None]
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda held: held.update(config={"x": 1.0}), "the errors of its LoRA are not two numbers"),
-        (lambda held: held["config"].update(typical="low"), "the errors of its LoRA are not two numbers"),
         (lambda held: held["config"].update(typical=math.nan), "the errors of its LoRA are not two numbers"),
-        (lambda held: held.update(step=10**15), "its step is 1000000000000000 of 8"),
-        (lambda held: held.update(step=7), "its step is 7 of 8"),
         (lambda held: held.update(best_step=9), "its step is 8 of 8"),
         (lambda held: held.update(average=None), "it holds no best LoRA"),
         (
             lambda held: held["optimizer"]["conv_in.bias"].update(exp_avg=torch.zeros(3)),
             "what Adam has kept for conv_in",
         ),
-        (lambda held: held["optimizer"]["conv_in.bias"].update(step=5), "what Adam has kept for conv_in.bias"),
-        (lambda held: held["optimizer"]["conv_in.bias"].update(step=torch.tensor(-5.0)), "what Adam has kept"),
         (lambda held: held["optimizer"]["conv_in.bias"]["exp_avg_sq"].fill_(-1), "what Adam has kept"),
-        (lambda held: held["optimizer"]["conv_in.bias"].pop("exp_avg"), "what Adam has kept"),
     ],
 )
 def test_a_damaged_state_is_said_to_be(
@@ -215,7 +201,7 @@ def refine(base: Path, state: Path) -> None:
     taught, given = taught_and_given(base)
     student = Student(model_of(base), given, torch.float32)
     settings = DistillSettings(steps=8, batch_size=1, learning_rate=0.05, seed=0)
-    distill(student, taught, taught, settings, state=noted(state), identity={})
+    distill(student, taught, taught, settings, state=state, identity={})
 
 
 @pytest.fixture(scope="module")
@@ -225,53 +211,16 @@ def made_state(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return torch.load(path)
 
 
-def test_a_state_of_another_run_is_not_taken(base: Path, tmp_path: Path) -> None:
-    true, given = lora(base, 0), lora(base, 1)
-    taught, held = lessons(base, true, range(4)), lessons(base, true, range(100, 101))
-    found: list[DistillResult] = []
-    for identity in ({"a": 1}, {"a": 2}):
-        student = Counting(model_of(base), given, torch.float32)
-        settings = dataclasses.replace(SETTINGS, steps=8)
-        found.append(distill(student, taught, held, settings, state=noted(tmp_path / "s.pt"), identity=identity)[1])
-        assert student.steps == 8, "from the start"
-    assert found[0] == found[1]
-
-
 def test_the_state_of_another_run_is_refused(base: Path, tmp_path: Path) -> None:
     true = lora(base, 0)
     student = Student(model_of(base), lora(base, 1), torch.float32)
     state, held = tmp_path / "s.pt", lessons(base, true, range(100, 101))
     refuse_another(state, {})
     settings = dataclasses.replace(SETTINGS, steps=8)
-    distill(student, held, held, settings, state=noted(state), identity={"a": 1})
+    distill(student, held, held, settings, state=state, identity={"a": 1})
     refuse_another(state, {"a": 1})
     with pytest.raises(ConfigError, match=r"s\.pt is the state of an interrupted refinement with other inputs"):
         refuse_another(state, {"a": 2})
-
-
-def test_lessons_of_several_shapes(base: Path) -> None:
-    true, given = lora(base, 0), lora(base, 1)
-    taught = lessons(base, true, range(2)) + lessons(base, true, range(2), side=16)
-    student = Student(model_of(base), given, torch.float32)
-    with torch.no_grad():
-        together = student.losses(taught[:2])
-        apart = torch.cat([student.losses([lesson]) for lesson in taught[:2]])
-    assert torch.allclose(together, apart, rtol=1e-4)
-    errors = student.errors(taught)
-    assert 0 < errors.typical < errors.worst
-
-
-def test_a_loss_that_is_no_number_is_said(base: Path, tmp_path: Path) -> None:
-    true, given = lora(base, 0), lora(base, 1)
-    with pytest.raises(QualityError, match="the learning rate 1e\\+30"):
-        distill(
-            Student(model_of(base), given, torch.float32),
-            lessons(base, true, range(2)),
-            lessons(base, true, range(100, 101)),
-            dataclasses.replace(SETTINGS, learning_rate=1e30),
-            state=noted(tmp_path / "s.pt"),
-            identity={},
-        )
 
 
 def test_the_best_lora_of_a_run_that_diverges_later_is_kept(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,9 +241,3 @@ def test_the_best_lora_of_a_run_that_diverges_later_is_kept(base: Path, monkeypa
         _, result = distilled()
     assert 0 < result.step <= 12
     assert result.after.typical < result.before.typical
-
-
-def test_modules_that_take_no_lora_are_named(base: Path) -> None:
-    strange = LoraModule(ModuleName("conv_norm_out"), torch.zeros(1, 1), torch.zeros(16, 1), 1.0)
-    with pytest.raises(AdapterError, match="conv_norm_out"):
-        Student(model_of(base), Adapter({strange.name: strange}, {}), torch.float32)

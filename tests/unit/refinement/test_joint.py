@@ -9,9 +9,11 @@ from torch import nn
 
 from lbm_lora.adapter import Adapter
 from lbm_lora.factorize import quantize
+from lbm_lora.fidelity.answers import AnsweredPoint
+from lbm_lora.fidelity.points import Point
 from lbm_lora.naming import ParamName
 from lbm_lora.refinement.adjustable import Sample
-from lbm_lora.refinement.joint import JointSettings, refit
+from lbm_lora.refinement.joint import JointSettings, refit, spread_points
 
 
 def disturbed(size: float = 0.05) -> Adapter:
@@ -77,43 +79,20 @@ def test_what_is_kept_is_as_stored_and_never_worse_on_held_inputs(dtype: torch.d
             )
 
 
-def test_nothing_better_returns_the_given_adapter() -> None:
-    running = network()
-    given = adapter(0)
-    exact = [batch(running, tuned(given), (0, 1))]
-    found = refit(running, given, [batch(running, tuned(adapter(2)), (2,))], exact)
-    assert (found.step, found.gain) == (0, 0)
-    assert all(torch.equal(found.adapter.dense[name], delta) for name, delta in given.dense.items())
+def points(images: int) -> list[AnsweredPoint]:
+    """Return points at three timesteps, whose states are the number of their image."""
+    return [
+        AnsweredPoint(
+            point=Point(timestep=timestep, probability=1 / 3, state=torch.full((1, 1, 1, 1), float(image))),
+            wanted=torch.zeros(1, 1, 1, 1),
+        )
+        for image in range(images)
+        for timestep in (250.0, 500.0, 1000.0)
+    ]
 
 
-def test_the_same_inputs_give_the_same_bytes() -> None:
-    running, target = network(), tuned(adapter(0))
-    learnt, held = [batch(running, target, range(4))], [batch(running, target, (9,))]
-    first, second = (refit(running, disturbed(), learnt, held).adapter for _ in range(2))
-    assert all(torch.equal(second.dense[name], delta) for name, delta in first.dense.items())
-    assert all(torch.equal(second.modules[name].up, module.up) for name, module in first.modules.items())
-    torch.testing.assert_close(list(running.parameters()), list(network().parameters()), rtol=0, atol=0)
-
-
-def test_the_callers_rounding_is_what_is_measured_and_returned() -> None:
-    running, target = network(), tuned(adapter(0))
-
-    def coarse(made: Adapter) -> Adapter:
-        return replace(made, dense={name: (16 * delta).round() / 16 for name, delta in made.dense.items()})
-
-    found = refit(
-        running,
-        disturbed(),
-        [batch(running, target, range(6))],
-        [batch(running, target, (9,))],
-        stored=coarse,
-    )
-    assert all(torch.equal(delta, (16 * delta).round() / 16) for delta in found.adapter.dense.values())
-
-
-def test_an_adapter_without_vectors_or_ranks_stays_as_it_is() -> None:
-    running = network()
-    matrix = 0.1 * torch.randn(8, 3, 3, 3, generator=torch.Generator().manual_seed(0))
-    given = Adapter({}, {ParamName("0.weight"): matrix})
-    found = refit(running, given, [batch(running, running, (0,))], [batch(running, running, (1,))])
-    assert (found.step, found.steps) == (0, 0)
+def test_more_points_than_images_take_further_timesteps() -> None:
+    chosen = spread_points(points(2), 5)
+    found = [(int(one.point.state), one.point.timestep) for one in chosen]
+    assert found == [(0, 250.0), (1, 500.0), (0, 500.0), (1, 1000.0), (0, 1000.0)]
+    assert len({(int(one.point.state), one.point.timestep) for one in spread_points(points(2), 48)}) == 6

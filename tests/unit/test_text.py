@@ -3,20 +3,11 @@
 import datetime
 import math
 import os
-import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from lbm_lora.plain_text import LIMITS, TextError, dump_yaml, parse_json, parse_yaml, read_text
-
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs", "Cc"])),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc"), inner, max_size=3),
-    max_leaves=8,
-)
+from lbm_lora.text import MOST_BYTES, TextError, dump_yaml, parse_json, parse_yaml, read_text
 
 
 def bomb(levels: int) -> str:
@@ -30,30 +21,17 @@ def bomb(levels: int) -> str:
     ("text", "value"),
     [
         ("0123", 123),
-        ("0o17", 15),
-        ("0x1F", 31),
-        ("-5", -5),
         ("1_000", "1_000"),
         ("1:30", "1:30"),
-        ("1:30.5", "1:30.5"),
-        ("0b11", "0b11"),
         ("1e-4", 1e-4),
-        ("1.", 1.0),
-        (".5", 0.5),
         ("-.inf", -math.inf),
-        ("on", True),
-        ("", None),
         ("2024-01-02", datetime.date(2024, 1, 2)),
     ],
 )
 def test_numbers_are_those_of_yaml_1_2(text: str, value: object) -> None:
     found = parse_yaml(text)
     assert (found, type(found)) == (value, type(value))
-
-
-@given(VALUES | st.sampled_from(["1e-4", "0123", "1:30", "0o7", "0x1F", "on", "1_000", ".5", "~", "2024-01-02"]))
-def test_what_is_written_is_read_again(value: object) -> None:
-    assert parse_yaml(dump_yaml({"a": value})) == {"a": value}
+    assert parse_yaml(dump_yaml({"a": text})) == {"a": text}
 
 
 def test_references_are_read() -> None:
@@ -71,11 +49,7 @@ def test_references_are_read() -> None:
         ("a: 1\nb: 2\na: 3", "repeats the key 'a'"),
         ("a: [1", "is not plain YAML: while parsing a flow sequence"),
         ("a: !!python/object/apply:os.system [id]", "is not plain YAML: could not determine a constructor"),
-        ("a: !!binary YWJj", "is not plain YAML: could not determine a constructor"),
-        ("a: !!int 1:30", "is not plain YAML: invalid literal for int()"),
         ("a: 2024-13-45", "is not plain YAML: month must be in 1..12"),
-        ("a\0b", "is not plain YAML: unacceptable character"),
-        ("- a\n--- \n- b", "is not plain YAML: expected a single document"),
     ],
 )
 def test_yaml_that_is_refused(text: str, said: str) -> None:
@@ -88,10 +62,8 @@ def test_yaml_that_is_refused(text: str, said: str) -> None:
     ("text", "said"),
     [
         ("[" * 200_000 + "]" * 200_000, "nests too deeply"),
-        ('{"a": ' * 200_000, "nests too deeply"),
         ('{"a": 1, "a": 2}', "repeats the key 'a'"),
         ('{"a": NaN}', "holds NaN, which is not JSON"),
-        ("[-Infinity]", "holds -Infinity, which is not JSON"),
         ("{]", "is not JSON: "),
         ("9" * 5000, "holds a whole number of 5,000 digits; the limit is 40"),
         ("[1e999]", "holds 1e999, which leaves the range of numbers"),
@@ -120,14 +92,6 @@ def test_files_that_are_no_text_or_too_large(tmp_path: Path) -> None:
     with pytest.raises(TextError, match="is not a text in UTF-8"):
         read_text(tmp_path / "a")
     with (tmp_path / "b").open("wb") as file:
-        file.truncate(LIMITS.nbytes + 1)
+        file.truncate(MOST_BYTES + 1)
     with pytest.raises(TextError, match="is larger than 16 MiB"):
         read_text(tmp_path / "b")
-
-
-def test_a_repeated_key_among_many_is_found_at_once() -> None:
-    keys = [*range(30_000), 29_999]
-    begin = time.process_time()
-    with pytest.raises(TextError, match=r"^repeats the key '29999'$"):
-        parse_json("{" + ", ".join(f'"{key}": 0' for key in keys) + "}")
-    assert time.process_time() - begin < 2
