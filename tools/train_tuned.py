@@ -22,10 +22,10 @@ from torch import Tensor
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.model import bridge
 from lbm_lora.model.backbone import open_backbone
+from lbm_lora.model.base import write_base
 from lbm_lora.model.bridge_pipeline import follow_bridge
 from lbm_lora.model.build import load_model
 from lbm_lora.model.config import parse_config
-from lbm_lora.model.base import write_base
 
 BATCH = 12
 """Pairs per process and step."""

@@ -13,7 +13,7 @@ from benchmarks.fidelity.kinds import HELD_OUT, SHIFTED
 from benchmarks.fidelity.numbers import DENOISER, ERROR, IMAGE, METHODS, RANKS, Scores, Sets, gain, savings
 from benchmarks.page import render
 from benchmarks.results import Result, newest
-from lbm_lora.atomic import write_text
+from lbm_lora.files import write_text
 
 Rows = list[tuple[str, ...]]
 Table = tuple[Sequence[str], Rows]

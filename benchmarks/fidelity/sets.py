@@ -17,8 +17,8 @@ from benchmarks.fidelity.outputs import HeldOut
 from benchmarks.fidelity.statistics import REDUCED
 from lbm_lora import bundled, load_adapter
 from lbm_lora.adapter import module_bytes
-from lbm_lora.atomic import write_text
 from lbm_lora.calibration import load_statistics, save_statistics
+from lbm_lora.files import write_text
 
 ALL_KINDS = (HELD_OUT, *SHIFTED)
 _CHANNELS = ("full", "sketch")  # statistics with one moment for all positions of a conv's kernel

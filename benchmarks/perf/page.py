@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from benchmarks.page import Target, render
 from benchmarks.results import Results, newest
-from lbm_lora.atomic import write_text
+from lbm_lora.files import write_text
 
 BLOCKS, TENSORS = "bare pass", "bare pass by tensor"
 """Process labels of the two forms of the bare pass: in blocks that fit the cache, and tensor by tensor."""

@@ -21,14 +21,14 @@ import xxhash
 from torch import Tensor
 
 from benchmarks.machine import require_space
-from lbm_lora.atomic import write_text
 from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec
+from lbm_lora.files import write_text
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE
 from lbm_lora.model.names import Shapes, checkpoint_shapes, denoiser_shapes, empty_vae, shapes_of
 from lbm_lora.model.resolve import config_to_metadata
 from lbm_lora.naming import DENOISER_PREFIX
-from lbm_lora.parallel import ordered_map
+from lbm_lora.runtime import ordered_map
 
 COLUMNS = 256
 DELTA_SHARE = 0.04  # of the matrix's norm

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.page import render
 from benchmarks.results import FOLDER, ROOT, Result, Results, newest
-from lbm_lora.atomic import write_text
+from lbm_lora.files import write_text
 
 RESULTS = FOLDER / "training"
 PAGE = ROOT / "docs" / "training.md"

@@ -21,7 +21,7 @@ from packaging.specifiers import SpecifierSet
 
 from lbm_lora import __version__
 from lbm_lora.errors import listing
-from lbm_lora.threads import SMALL_MODEL, thread_choice, usable_cores
+from lbm_lora.runtime import SMALL_MODEL, thread_choice, usable_cores
 
 _PACKAGE = "lbm-lora"
 _NOT_FOR_USERS = {"all", "test", "docs", "dev"}

@@ -54,10 +54,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         metadata = config_to_metadata(resolve_config(tuned))
     save_file(load_file(TUNED / "model.safetensors"), models / "relight.safetensors", metadata)
     extract(
-            base=models / "mini_base.safetensors",
-            tuned=models / "relight.safetensors",
-            save_to=loras / "relight.safetensors",
-        )
+        base=models / "mini_base.safetensors",
+        tuned=models / "relight.safetensors",
+        save_to=loras / "relight.safetensors",
+    )
     adapter = Adapter.load(loras / "relight.safetensors")
     adapter.save(loras / "relight_comfyui.safetensors", "comfyui")
     adapter.save(loras / "relight_flat.safetensors", "kohya-diffusers", biases="drop", norms="drop")

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from lbm_lora import (
     BaseConfig,
-    ExtractConfig,
     InferConfig,
     ScaledAdapter,
     ValidateConfig,
@@ -23,7 +22,6 @@ from lbm_lora import (
     load_model,
     open_checkpoint,
     run_base,
-    run_extract,
     run_infer,
     run_validate,
 )
@@ -48,13 +46,13 @@ def extract(base: Path, folder: Path, rank: int, precision: str) -> Path:
     """The LoRA of one rank for linear and conv layers."""
     path = folder / f"lora_{rank}_{precision}.safetensors"
     extract(
-            base=base,
-            tuned=TUNED,
-            save_to=path,
-            rank=rank,
-            conv_rank=rank,
-            save_precision=precision,  # pyright: ignore[reportArgumentType]
-        )
+        base=base,
+        tuned=TUNED,
+        save_to=path,
+        rank=rank,
+        conv_rank=rank,
+        save_precision=precision,  # pyright: ignore[reportArgumentType]
+    )
     return path
 
 

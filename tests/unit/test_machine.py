@@ -27,7 +27,7 @@ from lbm_lora.machine import (
     memory_check,
     text_check,
 )
-from lbm_lora.threads import chosen_threads
+from lbm_lora.runtime import chosen_threads
 
 
 def shown() -> dict[str, tuple[str, str, str]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 from lbm_lora.files import MARK_KEY
-from lbm_lora.plain_text import TextError, parse_json
+from lbm_lora.text import TextError, parse_json
 
 FORMAT = "1"
 EXPORT_KEY = "lbm_lora_export"

@@ -47,7 +47,7 @@ from lbm_lora.factorize import (
     vector_of,
 )
 from lbm_lora.naming import ModuleName, ParamName
-from lbm_lora.plain_text import TextError
+from lbm_lora.text import TextError
 
 INDEX, DATA = "lbm_lora.index", "lbm_lora.data"
 

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from lbm_lora.factorize import WIDTHS, has_matrix_view, matrix_shape
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName
-from lbm_lora.plain_text import parse_json
+from lbm_lora.text import parse_json
 
 UNIT_BYTES = 3
 

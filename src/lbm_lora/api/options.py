@@ -18,8 +18,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from lbm_lora.checkpoint import TORCH_NAMES, dtype_name
 from lbm_lora.configs.docstrings import docstrings
-from lbm_lora.errors import ConfigError, InputError, LbmLoraError, Option
-from lbm_lora.missing_path import home_path
+from lbm_lora.errors import ConfigError, InputError, LbmLoraError, Option, home_path
 
 _FLAG = re.compile(r"--(?=[a-z])")
 """What makes a flag (`--max_size`) of a name (`max_size`)."""

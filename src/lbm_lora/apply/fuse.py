@@ -16,7 +16,7 @@ from lbm_lora.checkpoint import Checkpoint, dtype_name
 from lbm_lora.errors import AdapterError, CheckpointError, Option, PatternError, listing
 from lbm_lora.factorize import Factors
 from lbm_lora.naming import ParamName
-from lbm_lora.parallel import ordered_map
+from lbm_lora.runtime import ordered_map
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from lbm_lora.fidelity.checks import Check, CheckKind
 from lbm_lora.fidelity.points import Point
 from lbm_lora.imaging.digests import packed
 from lbm_lora.naming import ModuleName, ParamName
-from lbm_lora.plain_text import parse_json
 from lbm_lora.ranks import SHIFTS
+from lbm_lora.text import parse_json
 
 FORMAT = "2"
 _READ = ("1", FORMAT)

@@ -15,7 +15,7 @@ import xxhash
 from lbm_lora.checkpoint.reader import Component
 from lbm_lora.checkpoint.spec import TensorSpec, bytes_of
 from lbm_lora.naming import ParamName
-from lbm_lora.parallel import ordered_map
+from lbm_lora.runtime import ordered_map
 
 _SHORT = 8  # hexadecimal digits kept from each tensor's digest
 

@@ -19,11 +19,10 @@ from lbm_lora.checkpoint.kinds import kind_of
 from lbm_lora.checkpoint.safetensors_file import SafetensorsFile
 from lbm_lora.checkpoint.spec import TensorSpec
 from lbm_lora.checkpoint.torch_file import TorchFile
-from lbm_lora.errors import CheckpointError, LbmLoraError, Option, listing
+from lbm_lora.errors import CheckpointError, LbmLoraError, Option, listing, not_there
 from lbm_lora.files import check_regular
-from lbm_lora.missing_path import not_there
 from lbm_lora.naming import DENOISER_PREFIX, ParamName
-from lbm_lora.plain_text import TextError, parse_json, read_text
+from lbm_lora.text import TextError, parse_json, read_text
 
 _INDEX = ".safetensors.index.json"
 _TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")

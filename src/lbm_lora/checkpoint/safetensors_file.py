@@ -13,7 +13,7 @@ import torch
 
 from lbm_lora.checkpoint.spec import SAFETENSORS_DTYPES, TensorSpec
 from lbm_lora.errors import CheckpointError
-from lbm_lora.plain_text import TextError, parse_json
+from lbm_lora.text import TextError, parse_json
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # limit of the reference implementation

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lbm_lora.cli.flags import Flag
-from lbm_lora.errors import ConfigError, listing
-from lbm_lora.missing_path import home_path
+from lbm_lora.errors import ConfigError, home_path, listing
 
 Given = tuple[str, list[str]]
 """A flag as it was written, `--rank` or `--rank=8`, and the words behind it. Words before every flag have ``."""

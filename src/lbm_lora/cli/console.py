@@ -33,7 +33,7 @@ from lbm_lora.cli.spelling import as_flag, line, printable
 from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout, write, write_result
 from lbm_lora.errors import InputError, LbmLoraError, QualityError, spelled
 from lbm_lora.progress import LbmLoraWarning
-from lbm_lora.signals import Terminated, terminated_as_exception
+from lbm_lora.runtime import Terminated, terminated_as_exception
 
 _UNEXPECTED = LbmLoraError.exit_code
 _REFUSED_MEMORY = ("can't allocate memory", "could not create a primitive", "unable to mmap", "bad_alloc")

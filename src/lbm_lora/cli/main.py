@@ -19,7 +19,7 @@ from lbm_lora.cli.flags import flags_of, flags_of_verb
 from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout, prepare_streams, write_result
 from lbm_lora.configs.marks import Threads
 from lbm_lora.errors import ConfigError, InputError, OutputError, spelled
-from lbm_lora.threads import chosen_threads, sleep_while_waiting, use_large_pages
+from lbm_lora.runtime import chosen_threads, sleep_while_waiting, use_large_pages
 from lbm_lora.verbs.options import CommandDefault
 from lbm_lora.verbs.verb import Verb, parameters
 

@@ -6,7 +6,7 @@ import yaml
 
 from lbm_lora.cli.arguments import grouped
 from lbm_lora.errors import ConfigError
-from lbm_lora.plain_text import TextError, parse_yaml
+from lbm_lora.text import TextError, parse_yaml
 
 
 def split_overrides(

@@ -40,9 +40,9 @@ from lbm_lora.configs.values import MergeMethod
 from lbm_lora.errors import AdapterError, ConfigError, Option, WrongBaseError, give_one, listing
 from lbm_lora.factorize import Factors, FixedRank, product_svd, rank_bound
 from lbm_lora.naming import ParamName, module_of
-from lbm_lora.parallel import ordered_map
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.ranks import Choice, FixedRanks, OutputNorm, RankOptions, RankRule, rank_rule, unweighted
+from lbm_lora.runtime import ordered_map
 
 TOLERANCE = 3e-7
 """Share of the norms of a delta's terms that is lost with the singular values of their rounding in fp32."""

@@ -45,7 +45,6 @@ from lbm_lora.factorize import (
     weighted_product_svd,
 )
 from lbm_lora.naming import ParamName, leaf_of, module_of
-from lbm_lora.parallel import ordered_map
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import (
     Choice,
@@ -59,6 +58,7 @@ from lbm_lora.ranks import (
     rounding_error,
     unweighted,
 )
+from lbm_lora.runtime import ordered_map
 
 KEPT = "kept as it is"
 """Reason of a delta whose ranks are all wanted."""

@@ -23,8 +23,8 @@ from lbm_lora.factorize import (
     weighted_factors,
 )
 from lbm_lora.naming import module_of
-from lbm_lora.parallel import ordered_map
 from lbm_lora.ranks import Choice, OutputNorm, unweighted
+from lbm_lora.runtime import ordered_map
 
 NOT_WORTH = "not worth the bytes"
 _SMALLER = "stored dense: smaller than its factors"

@@ -36,7 +36,6 @@ from lbm_lora.factorize import (
 )
 from lbm_lora.files import MARK_KEY
 from lbm_lora.naming import ParamName, module_of
-from lbm_lora.parallel import ordered_map
 from lbm_lora.ranks import (
     LEAST_CAP,
     SMALL_SIDE,
@@ -50,6 +49,7 @@ from lbm_lora.ranks import (
     vector_spectrum,
     width_spectrum,
 )
+from lbm_lora.runtime import ordered_map
 
 _LEFT, _VALUES, _RIGHT = ".left", ".values", ".right"  # suffixes of a delta's vectors in the scratch file
 _FIRST_SHARE = 4  # of its highest rank: what a delta gets in the first level

@@ -21,7 +21,7 @@ from lbm_lora.checkpoint import FingerprintBuilder, Pairing, ParamPair
 from lbm_lora.errors import plural
 from lbm_lora.factorize import Measure, measure_delta, rank_bound, with_error
 from lbm_lora.naming import ParamName
-from lbm_lora.parallel import ordered_map
+from lbm_lora.runtime import ordered_map
 
 STRICT = ConfigDict(strict=True, populate_by_name=True)
 """The settings of every value of a report."""

@@ -11,8 +11,8 @@ from lbm_lora.adapter.formats.names import counted
 from lbm_lora.adapter.metadata import REFINEMENT_KEY, SETTINGS_KEY, parsed
 from lbm_lora.errors import ConfigError, plural
 from lbm_lora.files import MARK, file_digest
-from lbm_lora.plain_text import parse_json, read_text
 from lbm_lora.progress import warn
+from lbm_lora.text import parse_json, read_text
 
 LIBRARY = "lbm-lora"
 """The card's `library_name`: with `diffusers` the hub would show a snippet with a prompt, which fails for an LBM."""

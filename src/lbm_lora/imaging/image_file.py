@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from lbm_lora.errors import ImageError, OutputError
+from lbm_lora.errors import ImageError, OutputError, not_there
 from lbm_lora.files import MARK, atomic_path, check_regular, is_ours, is_same
-from lbm_lora.missing_path import not_there
 from lbm_lora.progress import warn
 
 RESULT = f"{MARK}: result"

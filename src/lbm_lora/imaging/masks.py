@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lbm_lora.errors import ImageError, plural
+from lbm_lora.errors import ImageError, home_path, not_there, plural
 from lbm_lora.files import is_same
 from lbm_lora.imaging.image_file import check_range, open_upright, readable_extensions
 from lbm_lora.imaging.paths import image_name
-from lbm_lora.missing_path import home_path, not_there
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:

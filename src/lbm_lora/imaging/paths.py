@@ -10,10 +10,9 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from lbm_lora.errors import ImageError, OutputError
+from lbm_lora.errors import ImageError, OutputError, held_by, home_path, not_there
 from lbm_lora.imaging.digests import digests_of
 from lbm_lora.imaging.image_file import READABLE, readable_extensions, writable_extensions
-from lbm_lora.missing_path import held_by, home_path, not_there
 
 
 def expand_sources(texts: str | Sequence[str]) -> tuple[Path, ...]:

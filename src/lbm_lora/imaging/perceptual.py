@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.errors import CheckpointError, HubError, ImageError, listing, missing_extra
+from lbm_lora.errors import CheckpointError, HubError, ImageError, listing, missing_extra, not_there
 from lbm_lora.files import check_regular
-from lbm_lora.missing_path import not_there
 
 Net = Literal["vgg", "alex", "squeeze"]
 Images = Float[Tensor, "batch 3 height width"]

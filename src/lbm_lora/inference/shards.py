@@ -29,12 +29,12 @@ from lbm_lora.errors import ConfigError, DataError, ImageError, OutputError, lis
 from lbm_lora.files import Outputs, atomic_path, check_regular, write_text
 from lbm_lora.imaging.encoded import decode_image, decode_mask
 from lbm_lora.imaging.image_file import RESULT, encode_image
-from lbm_lora.plain_text import parse_json, read_text
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.runtime import StopRequest
 from lbm_lora.shards.fetch import local_shards, path_of
 from lbm_lora.shards.samples import Found, Part, Skipped, UnreadableError, complaint, ends_digest
 from lbm_lora.shards.tar import expand_shards, read_shard, shard_writer
-from lbm_lora.signals import StopRequest
+from lbm_lora.text import parse_json, read_text
 
 SETTINGS = "infer.json"
 """Written once; a folder with another one is refused."""

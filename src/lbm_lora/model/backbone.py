@@ -23,15 +23,14 @@ import torch
 from lbm_lora.adapter.formats.names import unet_modules
 from lbm_lora.bundled import BACKBONE
 from lbm_lora.checkpoint import Checkpoint, TensorSpec, open_checkpoint
-from lbm_lora.errors import CheckpointError, ConfigError, HubError, Option, listing
+from lbm_lora.errors import CheckpointError, ConfigError, HubError, Option, home_path, listing
 from lbm_lora.hub import HubName, hub_name, local_checkpoint
 from lbm_lora.hub.fetch import Repository, open_repository
-from lbm_lora.missing_path import home_path
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE
 from lbm_lora.model.names import empty_unet, empty_vae, shapes_of
 from lbm_lora.naming import ParamName, leaf_of, module_of
-from lbm_lora.plain_text import TextError, parse_json, read_text
+from lbm_lora.text import TextError, parse_json, read_text
 
 PARTS = ("unet", "vae")
 WEIGHTS = "diffusion_pytorch_model"

@@ -27,8 +27,8 @@ from lbm_lora.model.constants import ITERATIONS_KEY, SDXL_VAE, VAE_PREFIX
 from lbm_lora.model.names import checkpoint_shapes
 from lbm_lora.model.resolve import CKPT_CONTAINERS, ckpt_entries, config_to_metadata, lbm_unet
 from lbm_lora.naming import DENOISER_PREFIX
-from lbm_lora.parallel import ordered_map
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.runtime import ordered_map
 
 Action = Literal["copied", "cropped", "padded", "dropped", "added"]
 

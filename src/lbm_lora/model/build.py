@@ -32,7 +32,7 @@ from lbm_lora.model.names import check_shapes, checkpoint_shapes, empty_unet, em
 from lbm_lora.model.resolve import resolve_config
 from lbm_lora.model.streamed_weights import LARGE, StreamedWeights
 from lbm_lora.naming import DENOISER_PREFIX
-from lbm_lora.threads import fit_threads
+from lbm_lora.runtime import fit_threads
 
 Images = Float[Tensor, "batch 3 height width"]
 Latents = Float[Tensor, "batch channels rows columns"]

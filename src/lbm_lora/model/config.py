@@ -11,10 +11,9 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lbm_lora.errors import ConfigError
-from lbm_lora.missing_path import not_there
+from lbm_lora.errors import ConfigError, not_there
 from lbm_lora.model.constants import SDXL_SIGNATURE
-from lbm_lora.plain_text import TextError, parse_yaml, read_text
+from lbm_lora.text import TextError, parse_yaml, read_text
 
 # Keys of LBM's own training files and of the configuration that it pickles. They do not describe the model.
 _LEFT_ALONE = frozenset({

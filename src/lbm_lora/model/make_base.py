@@ -5,10 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lbm_lora.checkpoint import dtype_of
-from lbm_lora.errors import OutputError
+from lbm_lora.errors import OutputError, home_path
 from lbm_lora.files import MARK_KEY, Outputs, current, together, write_text
 from lbm_lora.hub import open_checkpoint
-from lbm_lora.missing_path import home_path
 from lbm_lora.model.backbone import choose_signature, find_backbone, open_backbone
 from lbm_lora.model.base import BaseFiles, twin_paths, write_base
 from lbm_lora.model.baseline import BaselineReport, compare_base

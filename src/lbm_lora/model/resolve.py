@@ -17,8 +17,8 @@ from lbm_lora.files import is_ours
 from lbm_lora.model.config import LBMConfig, parse_config, read_config, read_yaml
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE, VAE_PREFIX, has_lbm_unet, has_sdxl_vae
 from lbm_lora.naming import DENOISER_PREFIX
-from lbm_lora.plain_text import TextError, parse_json
 from lbm_lora.progress import warn
+from lbm_lora.text import TextError, parse_json
 
 METADATA_KEY = "lbm_config"
 """Key of the configuration in our files: in the metadata of a `.safetensors` as JSON, in a `.ckpt` as an entry."""

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import torch
 
-from lbm_lora.errors import ConfigError, Option, listing
+from lbm_lora.errors import ConfigError, Option, listing, real_path
 from lbm_lora.fidelity.answers import AnsweredPoint, answered
 from lbm_lora.fidelity.checks import held_out
 from lbm_lora.fidelity.points import bridge_points, image_latent, image_noise
 from lbm_lora.imaging.paths import expand_sources
-from lbm_lora.missing_path import real_path
 from lbm_lora.model.build import LBMModel
 from lbm_lora.model.schedule import schedule_of
 from lbm_lora.progress import Progress

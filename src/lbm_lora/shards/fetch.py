@@ -23,9 +23,8 @@ import xxhash
 from filelock import FileLock
 from webdataset.gopen import Pipe, gopen
 
-from lbm_lora.errors import ConfigError, DataError, Option, OutputError, listing, plural
+from lbm_lora.errors import ConfigError, DataError, Option, OutputError, home_path, listing, not_there, plural
 from lbm_lora.files import atomic_path, identity_of
-from lbm_lora.missing_path import home_path, not_there
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards.samples import ends_digest
 

@@ -32,9 +32,8 @@ from torch.optim import Optimizer
 
 from lbm_lora.adapter.adapter_file import lora_digest
 from lbm_lora.blocks import is_finite
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import ConfigError, not_there
 from lbm_lora.files import MARK, atomic_path, cannot_write, check_regular, is_same
-from lbm_lora.missing_path import not_there
 from lbm_lora.progress import Progress
 from lbm_lora.training.data.pairs import PairIndex
 from lbm_lora.training.settings.train_config import STATE_NAME, TrainConfig

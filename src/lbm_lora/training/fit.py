@@ -13,7 +13,7 @@ from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import ConfigError, DataError
 from lbm_lora.files import is_same
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.signals import StopRequest
+from lbm_lora.runtime import StopRequest
 from lbm_lora.training.checkpoint import RunFolder
 from lbm_lora.training.launch import open_fabric, quiet_lightning, shard
 from lbm_lora.training.loop import Standing, TrainingLoop, is_complete, standing_of

@@ -18,7 +18,7 @@ from torch import nn
 
 from lbm_lora.errors import ConfigError
 from lbm_lora.model.device import resolve_device
-from lbm_lora.threads import share_cores
+from lbm_lora.runtime import share_cores
 
 Parallelize = Callable[[Any, Any], Any]
 """Function of (module, device mesh) that returns the module with its parameters sharded."""

@@ -14,7 +14,7 @@ from lbm_lora.files import write_text
 from lbm_lora.imaging.image_file import write_image
 from lbm_lora.imaging.tensors import NotFiniteError
 from lbm_lora.progress import Pace, Progress, as_clock
-from lbm_lora.signals import StopRequest
+from lbm_lora.runtime import StopRequest
 from lbm_lora.training.checkpoint import TRAINING_STATE, TrainState, Values, save_state
 from lbm_lora.training.data.batches import loader_of
 from lbm_lora.training.data.dataset import Batch, PairDataset

@@ -13,9 +13,8 @@ from lightning.fabric.loggers import CSVLogger, Logger, TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
-from lbm_lora.errors import ConfigError, MissingExtraError
+from lbm_lora.errors import ConfigError, MissingExtraError, absolute_path
 from lbm_lora.files import cannot_write
-from lbm_lora.missing_path import absolute_path
 from lbm_lora.training.checkpoint import RunFolder
 from lbm_lora.training.settings.train_config import RunSettings
 

@@ -158,7 +158,7 @@ def check_data(
 
 def _place(data: Sequence[str]) -> dict[str, object]:
     """Return the key of a training file for the location of the data, and its value."""
-    from lbm_lora.missing_path import home_path
+    from lbm_lora.errors import home_path
     from lbm_lora.training.data.pairs import SHARD_NAMES
 
     folder = home_path(data[0])

@@ -15,8 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, ParamSpec, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from lbm_lora.errors import ConfigError, LbmLoraError, Option
-from lbm_lora.missing_path import home_path
+from lbm_lora.errors import ConfigError, LbmLoraError, Option, home_path
 from lbm_lora.verbs.options import VALUE, Doc, FlagName
 
 P = ParamSpec("P")

@@ -6,10 +6,9 @@ from typing import get_args
 
 from lbm_lora.adapter.adapter_file import files_of
 from lbm_lora.configs.values import ForeignFormat, FormatName
-from lbm_lora.errors import Option, OutputError
+from lbm_lora.errors import Option, OutputError, with_name
 from lbm_lora.extraction import sidecar_of
 from lbm_lora.files import current, is_ours
-from lbm_lora.missing_path import with_name
 from lbm_lora.progress import warn
 
 

@@ -12,12 +12,11 @@ from lbm_lora.adapter.adapter_file import lora_digest
 from lbm_lora.apply import AppliedAdapter
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.infer_shards import InferShardsConfig
-from lbm_lora.errors import ConfigError, Option, need_packages
+from lbm_lora.errors import ConfigError, Option, home_path, need_packages
 from lbm_lora.files import Outputs
 from lbm_lora.hub import localized
 from lbm_lora.imaging.buckets import warn_of_size
 from lbm_lora.inference.translate import put_in, read_adapters, translate_image, translate_settings
-from lbm_lora.missing_path import home_path
 from lbm_lora.model.build import refuse_conditioning
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import VAE_PREFIX

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from lbm_lora.configs.validate import ValidateConfig
+from lbm_lora.errors import with_name
 from lbm_lora.files import MARK, Outputs, current, file_digest
 from lbm_lora.hub import hub_name
-from lbm_lora.missing_path import with_name
 from lbm_lora.report import Provenance, installed_versions, report_paths
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import lbm_lora
 from lbm_lora import Adapter, ConfigError, MeasuredAdapter, RefinedAdapter, ValidateConfig
-from lbm_lora.regular_file import file_digest
+from lbm_lora.files import file_digest
 from standins import Lbm
 
 States = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from lbm_lora.adapter import Adapter
-from lbm_lora.verbs.values import adapter_of, image_files, label_of, listed, path_of
 from lbm_lora.calibration import Statistics
 from lbm_lora.calibration.statistics import Origin
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import ImageError, OutputError
+from lbm_lora.verbs.values import adapter_of, image_files, label_of, listed, path_of
 
 
 def test_a_text_and_a_path_are_handed_on_as_they_are() -> None:

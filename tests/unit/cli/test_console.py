@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from lbm_lora import errors
 from lbm_lora.cli.console import described, session
 from lbm_lora.errors import ConfigError, LbmLoraError, Option, QualityError
-from lbm_lora.signals import Terminated
+from lbm_lora.runtime import Terminated
 
 
 class Action(StrEnum):

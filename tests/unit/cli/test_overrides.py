@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lbm_lora.cli.overrides import split_overrides
 from lbm_lora.errors import ConfigError
-from lbm_lora.plain_text import parse_yaml
+from lbm_lora.text import parse_yaml
 
 OWN = ("path_config", "json", "no_json", "verbose", "no_verbose", "debug", "no_debug", "threads")
 PATTERNS = st.text("abz:.,^[]{}", min_size=1, max_size=6).map("m_{}_".format)

@@ -10,7 +10,7 @@ import pytest
 from lbm_lora.cli.present import present
 from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.errors import ConfigError, ImageError, OutputError, PairingError
-from lbm_lora.regular_file import file_digest
+from lbm_lora.files import file_digest
 from lbm_lora.workflows import validate
 from lbm_lora.workflows.compress import CompressResult, run, split_images
 from standins import Lbm, write_base

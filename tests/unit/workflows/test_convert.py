@@ -25,9 +25,7 @@ def lora(lbm: Lbm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the three modules at each end of the denoiser, and of two norms."""
     path = tmp_path_factory.mktemp("lora") / "l.safetensors"
     ends = ("conv_in", "time_embedding", "conv_out", "conv_norm_out", "mid_block.resnets.0.norm1")
-    extract(
-            base=lbm.base, tuned=lbm.tuned, save_to=path, rank=4, conv_rank=2, include=ends
-        )
+    extract(base=lbm.base, tuned=lbm.tuned, save_to=path, rank=4, conv_rank=2, include=ends)
     return path
 
 

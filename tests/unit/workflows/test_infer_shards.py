@@ -22,8 +22,8 @@ from lbm_lora.configs.model_options import ModelOptions
 from lbm_lora.errors import ConfigError, DataError, MissingExtraError, OutputError
 from lbm_lora.inference import shards as engine
 from lbm_lora.inference.shards import ShardTask
-from lbm_lora.workflows import infer as infer_images
 from lbm_lora.verbs.extract import extract
+from lbm_lora.workflows import infer as infer_images
 from lbm_lora.workflows.infer_shards import run
 from standins import TINY, write_base, write_tuned
 

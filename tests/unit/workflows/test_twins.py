@@ -14,6 +14,7 @@ from lbm_lora.adapter import Adapter, LoraModule, load_adapter, save_adapter
 from lbm_lora.adapter.formats import WISHES
 from lbm_lora.adapter.formats.names import SGM, is_norm
 from lbm_lora.adapter.metadata import STEP_KEY
+from lbm_lora.adapter.twins import plan_twins, write_twins
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.configs.values import ForeignFormat
@@ -23,7 +24,6 @@ from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.workflows import extract, train
 from lbm_lora.workflows.files_beside import twin_path
-from lbm_lora.adapter.twins import plan_twins, write_twins
 from standins import Lbm
 
 FORMATS: tuple[ForeignFormat, ...] = get_args(ForeignFormat)

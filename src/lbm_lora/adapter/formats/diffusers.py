@@ -20,7 +20,7 @@ from lbm_lora.adapter.formats.reading import is_of_another_part, note_left_out
 from lbm_lora.adapter.module import Adapter
 from lbm_lora.errors import AdapterError
 from lbm_lora.naming import DENOISER_PREFIX, bias_of
-from lbm_lora.plain_text import TextError, parse_json
+from lbm_lora.text import TextError, parse_json
 
 PREFIX = "unet."
 CONFIG_KEY = "lora_adapter_metadata"

@@ -22,7 +22,7 @@ from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.errors import plural
 from lbm_lora.factorize import has_matrix_view
 from lbm_lora.naming import ModuleName, ParamName, bias_of, leaf_of, module_of, weight_of
-from lbm_lora.plain_text import parse_json
+from lbm_lora.text import parse_json
 
 KEY = "lbm_lora_before_padding"
 """Header entry: `Before` as JSON."""

@@ -38,7 +38,7 @@ from lbm_lora.adapter.module import Adapter
 from lbm_lora.checkpoint import TORCH_NAMES, Component
 from lbm_lora.errors import AdapterError, Option, listing, plural
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName, bias_of, leaf_of, module_of
-from lbm_lora.plain_text import TextError, parse_json, read_text
+from lbm_lora.text import TextError, parse_json, read_text
 
 PREFIX = "base_model.model."
 CONFIG = "adapter_config.json"

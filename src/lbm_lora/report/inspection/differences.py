@@ -15,10 +15,10 @@ from lbm_lora.checkpoint import Checkpoint, Component, Fingerprint, differing
 from lbm_lora.factorize import Factors
 from lbm_lora.fidelity.weights import block_of, names_in_order
 from lbm_lora.naming import DENOISER_PREFIX, ParamName
-from lbm_lora.parallel import ordered_map
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report.inspection.facts import layer_of, squared_norm, wide
 from lbm_lora.report.inspection.values import BlockDifference, Difference, Fit, Match, TensorDifference
+from lbm_lora.runtime import ordered_map
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from markupsafe import Markup
 
 from lbm_lora.errors import Spelling, listing, plural, spelled
 from lbm_lora.files import write_text
-from lbm_lora.plain_text import TextError, parse_json
 from lbm_lora.report.columns import BARS, bars, breakable
 from lbm_lora.report.inspection.facts import ITERATIONS, norm_of
 from lbm_lora.report.inspection.values import (
@@ -37,6 +36,7 @@ from lbm_lora.report.inspection.values import (
 from lbm_lora.report.page import asset, environment
 from lbm_lora.report.table import Column, facts, table, text_table, words
 from lbm_lora.report.wording import megabytes, percent, printable, share, shortened
+from lbm_lora.text import TextError, parse_json
 
 PAGE = "inspect.html"
 

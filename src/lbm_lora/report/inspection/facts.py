@@ -35,7 +35,6 @@ from lbm_lora.errors import AdapterError, LbmLoraError, plural
 from lbm_lora.factorize import PACKED, Spectrum, allocate_error, energy_rank, product_svd
 from lbm_lora.fidelity.weights import block_of, names_in_order
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName, bias_of, leaf_of, module_of, weight_of
-from lbm_lora.parallel import ordered_map
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report.inspection.values import (
     AdapterFacts,
@@ -50,6 +49,7 @@ from lbm_lora.report.inspection.values import (
     TensorFacts,
     Truncation,
 )
+from lbm_lora.runtime import ordered_map
 
 KNOWN: Mapping[str, str] = {
     "d633083096e77cf8074fff4a311b3d5b": "the exact base of the bundled mini model",

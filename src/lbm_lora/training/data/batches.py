@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from lbm_lora.imaging.encoded import Size
-from lbm_lora.signals import leave_to_parent
+from lbm_lora.runtime import leave_to_parent
 from lbm_lora.training.data.dataset import Batch, Draw, PairDataset, collate, uniform
 
 Indices = NDArray[np.int64]

@@ -11,10 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import ConfigError, not_there
 from lbm_lora.files import MARK
-from lbm_lora.missing_path import not_there
-from lbm_lora.plain_text import dump_yaml
+from lbm_lora.text import dump_yaml
 from lbm_lora.training.settings.data_keys import DataSettings
 from lbm_lora.training.settings.learning_keys import ObjectiveSettings, OptimizerSettings
 from lbm_lora.training.settings.model_keys import ModelSettings, only_lora

@@ -14,9 +14,8 @@ from typing import Annotated, Any, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
-from lbm_lora.errors import ConfigError
-from lbm_lora.missing_path import home_path, not_there
-from lbm_lora.plain_text import TextError, parse_yaml, read_text
+from lbm_lora.errors import ConfigError, home_path, not_there
+from lbm_lora.text import TextError, parse_yaml, read_text
 
 LARGEST = 10**9
 """Limit of whole numbers that have no smaller one."""
