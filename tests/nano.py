@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.model.build import LBMModel, load_model
-from lbm_lora.training.run.fit import FitResult, fit
 from lbm_lora.training.settings.model_keys import ModelSettings
 from lbm_lora.training.settings.train_config import TrainConfig
 from standins import LBM_YAML, lbm_unet_config, unet_shapes, vae_config, vae_shapes, values
+
+if TYPE_CHECKING:
+    from lbm_lora.training.fit import FitResult
 
 UNET = lbm_unet_config() | {
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
@@ -157,7 +159,9 @@ class Recorder:
         self.notes.append(message)
 
 
-def train(config: TrainConfig, listener: Recorder | None = None) -> FitResult:
+def train(config: TrainConfig, listener: Recorder | None = None) -> "FitResult":
+    from lbm_lora.training.fit import fit
+
     assert config.base_model_path is not None
     return fit(config, config.base_model_path, listener or Recorder())
 

@@ -1,9 +1,9 @@
 """Training runs that are prepared, and what they note."""
 
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.launch import open_fabric
 from lbm_lora.progress import Silent
-from lbm_lora.training.run.prepare import PreparedRun, prepare
+from lbm_lora.training.launch import open_fabric
+from lbm_lora.training.prepare import PreparedRun, prepare
 from lbm_lora.training.settings.train_config import TrainConfig
 
 

@@ -24,6 +24,9 @@ SPECTRA: Mapping[str, Spectrum] = {
     "a faint tail": lambda i: torch.where(i <= 4, 1.0, 3e-5),
 }
 
+WORST = ("power 0.2", "a cluster across the rank", "rank 8 and noise", "a faint tail")
+"""Those at which a method would fail first: hardly any decay, equal values at the rank, errors near fp32's rounding."""
+
 
 def matrix_with(rows: int, columns: int, spectrum: Spectrum, seed: int = 0) -> Tensor:
     """A random fp32 matrix whose singular values are spectrum(1), spectrum(2), ..."""

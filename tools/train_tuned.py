@@ -25,7 +25,7 @@ from lbm_lora.model.backbone import open_backbone
 from lbm_lora.model.bridge_pipeline import follow_bridge
 from lbm_lora.model.build import load_model
 from lbm_lora.model.config import parse_config
-from lbm_lora.model.write_base import write_base
+from lbm_lora.model.base import write_base
 
 BATCH = 12
 """Pairs per process and step."""

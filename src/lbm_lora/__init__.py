@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from lbm_lora.adapter import Adapter as Adapter
     from lbm_lora.adapter import LoraModule as LoraModule
     from lbm_lora.adapter import save_adapter as save_adapter
-    from lbm_lora.api.combined import merge as merge
-    from lbm_lora.api.combined import resize as resize
-    from lbm_lora.api.combined import resize_several as resize_several
     from lbm_lora.api.hub import push as push
     from lbm_lora.api.loras import compress as compress
     from lbm_lora.api.measured import validate as validate
@@ -52,8 +49,8 @@ if TYPE_CHECKING:
     from lbm_lora.errors import PatternError as PatternError
     from lbm_lora.errors import QualityError as QualityError
     from lbm_lora.errors import WrongBaseError as WrongBaseError
-    from lbm_lora.hub.load import load_adapter as load_adapter
-    from lbm_lora.hub.load import open_checkpoint as open_checkpoint
+    from lbm_lora.hub import load_adapter as load_adapter
+    from lbm_lora.hub import open_checkpoint as open_checkpoint
     from lbm_lora.model.build import LBMModel as LBMModel
     from lbm_lora.model.build import load_model as load_model
     from lbm_lora.model.pipeline import LBMPipeline as LBMPipeline
@@ -74,13 +71,15 @@ if TYPE_CHECKING:
     from lbm_lora.verbs.extract import extract_several as extract_several
     from lbm_lora.verbs.fuse import fuse as fuse
     from lbm_lora.verbs.layers import layers as layers
+    from lbm_lora.verbs.merge import merge as merge
     from lbm_lora.verbs.refine import refine as refine
+    from lbm_lora.verbs.resize import resize as resize
+    from lbm_lora.verbs.resize import resize_several as resize_several
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "adapter": "Adapter LoraModule save_adapter",
-    "api.combined": "merge resize resize_several",
     "api.hub": "push",
     "api.loras": "compress",
     "api.measured": "validate",
@@ -91,7 +90,7 @@ _HOMES = {
     "checkpoint": "Checkpoint",
     "errors": "AdapterError CheckpointError ConfigError DataError HubError ImageError InputError LbmLoraError "
     "MissingExtraError OutputError PairingError PatternError QualityError WrongBaseError",
-    "hub.load": "load_adapter open_checkpoint",
+    "hub": "load_adapter open_checkpoint",
     "model.build": "LBMModel load_model",
     "model.pipeline": "LBMPipeline",
     "progress": "SILENT LbmLoraWarning Progress",
@@ -105,6 +104,8 @@ _HOMES = {
     "verbs.doctor": "doctor",
     "verbs.fuse": "fuse",
     "verbs.layers": "layers",
+    "verbs.merge": "merge",
+    "verbs.resize": "resize resize_several",
     "verbs.refine": "refine",
 }
 """Module -> the public names that are loaded from it on first use (PEP 562); a test compares them with those above."""

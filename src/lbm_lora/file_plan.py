@@ -1,6 +1,8 @@
 """`lbm_lora.files.Outputs` with the old names and keywords, for rooms that are not converted yet."""
 # pyright: basic
 
+import os
+
 from lbm_lora.files import Outputs as FilePlan
 from lbm_lora.files import is_ours
 
@@ -8,7 +10,7 @@ __all__ = ["FilePlan"]
 
 
 def _writes(self, path, what="", *, ours=None, may_stay=False):
-    if path.exists() and (may_stay or (ours is not None and not is_ours(path) and ours(path))):
+    if os.path.exists(path) and (may_stay or (ours is not None and not is_ours(path) and ours(path))):
         return self
     self._outputs.append((path, f"{what} {path}".strip()))
     return self

@@ -112,8 +112,6 @@ class Outputs:
         return self.overwrite or is_ours(path) or (self._replaces_trained and is_trained(path))
 
     def _check_place(self, path: Path, name: str) -> None:
-        if path.is_dir():
-            raise OutputError(f"{name} is a folder. Give the path of a file.")
         given = self._inputs.get(identity_of(path) or (0, 0))
         if given is not None:
             same = "" if given == path else f"{given}, "
@@ -121,6 +119,8 @@ class Outputs:
                 f"{name} is {same}an input of this command, and would be overwritten. Choose another path."
             )
         check_writable(path, name)
+        if path.is_dir():
+            raise OutputError(f"{name} is a folder. Give the path of a file.")
 
 
 def check_writable(path: Path, name: str = "") -> None:
@@ -138,7 +138,13 @@ def check_writable(path: Path, name: str = "") -> None:
         raise OutputError(f"{name} would be in {folder}, which is a file. Choose another path.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{name} cannot be written: {folder} is read-only for this user. Choose another path.")
-    if path.exists() and not os.access(path, os.W_OK):
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise cannot_write(path, error) from None
+    if not os.access(path, os.W_OK):
         raise OutputError(f"{name} is write-protected. Choose another path, or make it writable.")
 
 
@@ -155,7 +161,7 @@ def atomic_path(path: Path) -> Generator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem[:50]}{path.suffix}.{secrets.token_hex(2)}.part")  # 255 bytes at most
-    waiting = _waiting.get()
+    waiting = None if path.parent.suffix == ".part" else _waiting.get()  # a scratch folder's is read before the end
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -135,7 +135,7 @@ def save_of(path: Path) -> tuple[int, str] | None:
     """Return when a training run has saved a file, or the LoRA that it is a twin of; None if none has.
 
     Returns:
-        The step, and the digest of the part of the run (see `lbm_lora.trainable.state.TrainState`).
+        The step, and the digest of the part of the run (see `lbm_lora.training.checkpoint.TrainState`).
     """
     found = _SAVE.search(_header(path))
     return None if found is None else (int(found[1] or b"0"), found[2].decode(errors="replace"))

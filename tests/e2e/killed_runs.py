@@ -12,9 +12,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lbm_lora import replacement
-from lbm_lora.training.run.fit import fit
-from lbm_lora.training.run.run_folder import RunFolder
+from lbm_lora.training.checkpoint import RunFolder
+from lbm_lora.training.fit import fit
 from lbm_lora.training.settings.train_config import read_train_config
 
 
@@ -44,18 +43,19 @@ def kill() -> None:
 
 def kill_at_replace(number: int, *, before: bool) -> None:
     """End this process before or after the n-th file takes its name."""
-    rename, count = replacement._rename, 0
+    rename, count = Path.replace, 0
 
-    def counted(draft: replacement.Draft, *, was_there: bool) -> None:
+    def counted(path: Path, target: Path) -> Path:
         nonlocal count
         count += 1
         if count == number and before:
             kill()
-        rename(draft, was_there=was_there)
+        done = rename(path, target)
         if count == number:
             kill()
+        return done
 
-    replacement._rename = counted
+    Path.replace = counted
 
 
 def run(file: Path, folder: Path, prepare: Callable[[], Killer]) -> int:
@@ -83,7 +83,7 @@ def main(file: Path, folder: Path) -> None:
     unbroken = RunFolder(folder / "unbroken")
     assert run(file, unbroken.path, Killer) == 0
     moments: dict[str, Callable[[], Killer]] = {f"step {k}": lambda k=k: Killer(k) for k in (1, 3, 4)}
-    # file 1 is config.yaml; then step file, last and state of each save
+    # state, configuration, step file and last file; then state, step file and last file of each save
     moments |= {f"before file {n}": at_replace(n, before=True) for n in (2, 3, 4, 7)}
     moments |= {f"after file {n}": at_replace(n, before=False) for n in (4, 5)}
     for moment, prepare in moments.items():
@@ -93,7 +93,7 @@ def main(file: Path, folder: Path) -> None:
         assert run(file, broken.path, Killer) == 0
         files = [path.name for path in unbroken.results()]
         assert [path.name for path in broken.results()] == files, moment
-        same = all((broken.path / name).read_bytes() == (unbroken.path / name).read_bytes() for name in files[:-1])
+        same = all((broken.path / name).read_bytes() == (unbroken.path / name).read_bytes() for name in files)
         print(f"{moment}: {saved} saves, {'same' if same else 'DIFFERENT'}", flush=True)
 
 

@@ -10,16 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from lbm_lora import held_folder
 from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.errors import ConfigError, DataError, OutputError, QualityError
-from lbm_lora.trainable.state import load_state
-from lbm_lora.training.loss.step import BridgeStep
-from lbm_lora.training.run.loop import TrainingLoop
-from lbm_lora.training.run.run_folder import RunFolder
-from lbm_lora.training.run.validation import measure
+from lbm_lora.progress import SILENT
+from lbm_lora.training.checkpoint import RunFolder, load_state
+from lbm_lora.training.loop import TrainingLoop
 from lbm_lora.training.settings.train_config import TrainConfig
-from lbm_lora.workflows.train import run
+from lbm_lora.training.validation import measure
+from lbm_lora.workflows.train import run, trained
 from nano import Recorder, same, train
 
 pytestmark = pytest.mark.e2e
@@ -75,19 +73,17 @@ def test_a_stopped_run_goes_on_bit_for_bit(
 def test_a_stop_in_a_validation_saves_and_does_the_validation_later(
     config: Config, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop_in_the_second(step: BridgeStep, *arguments: Any) -> Any:
-        number = 0
-        for number, measured in enumerate(measure(step, *arguments)):
-            if number == 1 and len(held) == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield measured
-        held.append(number)
+    def stop_in_the_second(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 5:  # of the second validation, of 3 pairs
+            os.kill(os.getpid(), signal.SIGTERM)
+        return measure(*arguments)
 
-    held: list[int] = []
+    calls: list[int] = []
     values = {"validation_folder": pairs, "max_steps": 3}
     unbroken = train(config(save_ckpt_path=tmp_path / "unbroken", **values))
     chosen = config(save_ckpt_path=tmp_path / "broken", **values)
-    monkeypatch.setattr("lbm_lora.training.run.validation.measure", stop_in_the_second)
+    monkeypatch.setattr("lbm_lora.training.validation.measure", stop_in_the_second)
     broken = train(chosen)
     assert (broken.standing.step, broken.standing.stopped_by) == (2, "SIGTERM")
     assert load_state(broken.folder.state).validated == 0
@@ -146,27 +142,6 @@ def test_the_scores_of_a_validation_are_saved_also_where_no_save_follows_it(
     assert len([*folder.path.glob("best-of-*")]) == 1
 
 
-def test_pictures_that_are_removed_meanwhile_do_not_end_a_run(config: Config, pairs: Path) -> None:
-    chosen = config(max_steps=2, save_interval=1, validation_folder=pairs)
-    pictures = RunFolder(chosen.save_ckpt_path).grid(0).parent
-    folder = train(chosen, Recorder(at=1, action=lambda: shutil.rmtree(pictures))).folder
-    assert [path.name for path in folder.grids()] == ["step-000001.png", "step-000002.png"]
-
-
-def test_two_machines_that_do_not_see_each_others_locks(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on some network disks: the run that has saved first keeps the folder."""
-    monkeypatch.setattr(held_folder, "_try_lock", lambda _: True)
-    kept: dict[Path, bytes] = {}
-
-    def train_there_too() -> None:
-        folder = train(config(max_steps=2, save_interval=1, seed=7)).folder
-        kept.update((path, path.read_bytes()) for path in folder.results())
-
-    with pytest.raises(OutputError, match=r"resume\.pt is another run's by now, and was kept"):
-        train(config(max_steps=3, save_interval=2), Recorder(at=1, action=train_there_too))
-    assert {path: path.read_bytes() for path in kept} == kept
-
-
 @pytest.mark.parametrize("max_steps", [4, 6])
 def test_a_save_that_was_cut_off_after_its_state_is_made_up_for(config: Config, tmp_path: Path, max_steps: int) -> None:
     values = {"save_interval": 2, "keep_last": 1}
@@ -183,7 +158,7 @@ def test_a_save_that_was_cut_off_after_its_state_is_made_up_for(config: Config, 
     shutil.copy(old, folder.step_file(2))
     shutil.copy(old, folder.last)
     train(config(save_ckpt_path=tmp_path / "cut", max_steps=max_steps, **values))
-    assert [path.name for path in folder.step_files()] == [path.name for path in unbroken.step_files()]
+    assert folder.step_files().keys() == unbroken.step_files().keys()
     assert same(unbroken.last, folder.last)
     assert same(unbroken.step_file(max_steps), folder.step_file(max_steps))
 
@@ -192,9 +167,11 @@ def test_a_finished_run_without_its_state_is_not_begun_again(config: Config) -> 
     folder = train(config(max_steps=2)).folder
     before = folder.last.read_bytes()
     folder.state.unlink()
-    with pytest.raises(ConfigError, match=r"holds step-000002\.safetensors, last.* of a run, but no resume"):
-        train(config(max_steps=2))
+    with pytest.raises(OutputError, match=r"last\.safetensors exists, and a training run has saved it\. .* overwrite"):
+        trained(config(max_steps=2, seed=1), SILENT)
     assert folder.last.read_bytes() == before
+    trained(config(max_steps=2, seed=1), SILENT, overwrite=True)
+    assert folder.last.read_bytes() != before
 
 
 def test_a_run_that_fails_before_its_first_result_leaves_the_configuration(
@@ -224,13 +201,11 @@ def test_a_run_that_is_killed_after_its_first_validation_goes_on(config: Config,
     with pytest.raises(RuntimeError, match="went away"):
         train(chosen, Recorder(at=1, action=fail))
     folder = RunFolder(chosen.save_ckpt_path)
-    assert sorted(path.name for path in folder.results()) == ["best.safetensors", "resume.pt"]
+    assert folder.results() == [folder.best]
+    assert folder.state.exists()
     train(chosen)
     assert same(unbroken.last, folder.last)
     assert same(unbroken.best, folder.best)
-    folder.state.unlink()
-    with pytest.raises(ConfigError, match="of a run, but no resume"):
-        train(chosen)
 
 
 def test_a_copied_folder_does_not_train_over_the_first_one(
@@ -266,14 +241,12 @@ def test_another_run_does_not_go_on(config: Config) -> None:
         ({"lora_rank": 3}, r"lora_rank was 2 and is now 3"),
         ({"seed": 1}, r"seed was 0 and is now 1"),
         ({"batch_size": 3}, r"samples of a forward pass over all processes was 2 and is now 3"),
-        (
-            {"resume": "never"},
-            r"resume is never, but .* already holds a run: step-000002.safetensors, last.safetensors",
-        ),
     ]
     for change, message in changes:
         with pytest.raises(ConfigError, match=message):
             train(config(max_steps=3, **change))
+    with pytest.raises(OutputError, match=r"last\.safetensors exists, and a training run has saved it"):
+        trained(config(max_steps=3, resume="never"), SILENT)
 
 
 def test_the_training_file_of_a_run_stays_as_the_user_has_left_it(config: Config, tmp_path: Path) -> None:

@@ -2,9 +2,7 @@
 
 import itertools
 import json
-import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,11 @@ from lbm_lora.apply import ScaledAdapter, fuse_module
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import DataError, OutputError, QualityError, WrongBaseError
 from lbm_lora.model.build import load_model
-from lbm_lora.ownership import TRAINING_STATE
 from lbm_lora.progress import SILENT
-from lbm_lora.trainable.state import load_state, save_state
-from lbm_lora.training.run import run_folder
-from lbm_lora.training.run.run_folder import RunFolder
-from lbm_lora.training.run.trainee import trained_steps
-from lbm_lora.training.run.validation import Scores
+from lbm_lora.training.checkpoint import RunFolder, load_state
 from lbm_lora.training.settings.train_config import TrainConfig, read_train_config
+from lbm_lora.training.trainee import trained_steps
+from lbm_lora.training.validation import Scores
 from lbm_lora.workflows.train import trained
 from lbm_lora.adapter.twins import write_twins
 from nano import Recorder, distance, same, tensors, train
@@ -98,7 +93,7 @@ def test_the_saved_lora_acts_like_the_trained_model(
 ) -> None:
     held: list[torch.nn.Module] = []
     monkeypatch.setattr(
-        "lbm_lora.training.run.prepare.load_model",
+        "lbm_lora.training.prepare.load_model",
         lambda *a, **k: held.append((m := load_model(*a, **k)).denoiser) or m,
     )
     made = train(config(init_lora="pissa", use_rslora=True, lora_target_modules=None, train_norms=True))
@@ -120,39 +115,21 @@ def test_a_file_of_the_run_is_no_input_of_it(config: Config) -> None:
         trained(chosen, SILENT)
 
 
-def test_a_file_that_takes_the_place_of_a_save_at_once_is_not_removed(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    theirs, link = tmp_path / "theirs", run_folder.link
-    theirs.write_text("theirs")
-
-    def move(source: Path, target: Path) -> None:
-        link(source, target)
-        if theirs.exists():
-            theirs.replace(source)
-
-    monkeypatch.setattr(run_folder, "link", move)
-    folder = train(config(max_steps=3, save_interval=1, keep_last=1)).folder
-    assert [path.name for path in folder.step_files()] == ["step-000001.safetensors", "step-000003.safetensors"]
-    assert folder.step_file(1).read_text() == "theirs"
-
-
 @pytest.mark.parametrize("step", [0, 4])
 def test_the_best_lora_by_another_validation_gets_a_name_of_its_own(
     config: Config, pairs: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """Also that of the step at which the other validation begins, with its picture."""
+    """Also that of the step at which the other validation begins."""
     qualities = itertools.count(0, 1 if step else -1)
     monkeypatch.setattr(Scores, "quality", lambda *_: float(next(qualities)))
     values = {"validation_folder": pairs, "save_interval": 2, "keep_last": 1}
     folder = train(config(max_steps=4, validation_samples=1, **values)).folder
-    best, picture = folder.best.read_bytes(), folder.grid(4).read_bytes()
+    best = folder.best.read_bytes()
     assert trained_steps(folder.best) == step
     train(config(max_steps=6, validation_samples=2, **values))
     (kept,) = folder.path.glob("best-of-step-*")
     assert (kept.name, kept.read_bytes()) == (f"best-of-step-{step:06d}.safetensors", best)
     assert folder.best.read_bytes() != best
-    assert folder.grid(4).with_name("step-000004-earlier.png").read_bytes() == picture != folder.grid(4).read_bytes()
     train(config(max_steps=8, validation_samples=2, **values))
     assert [*folder.path.glob("best-of-step-*")] == [kept]
 
@@ -169,88 +146,31 @@ def test_a_run_whose_last_lora_was_moved_away_goes_on_with_other_settings(config
     assert folder.last.samefile(folder.step_file(4))
 
 
-@pytest.mark.filterwarnings("ignore::lbm_lora.progress.LbmLoraWarning")
-def test_only_twins_of_the_run_in_the_folder_are_replaced(config: Config, tmp_path: Path) -> None:
-    twin = tmp_path / "run/last.comfyui.safetensors"
+@pytest.mark.parametrize("name", ["last", "best", "step-000002"])
+def test_a_lora_of_somebody_else_stays(config: Config, pairs: Path, name: str) -> None:
+    chosen = config(max_steps=2, validation_folder=pairs)
+    trained(chosen, SILENT)
+    path = chosen.save_ckpt_path / f"{name}.safetensors"
+    path.unlink()
+    path.write_bytes(b"somebody's")
+    with pytest.raises(OutputError, match=rf"{name}\.safetensors exists, and lbm-lora did not write it\."):
+        trained(config(max_steps=4, validation_folder=pairs), SILENT)
+    assert path.read_bytes() == b"somebody's"
 
-    def go_on(steps: int, **values: float) -> RunFolder:
-        folder = RunFolder(trained(config(max_steps=steps, **values), SILENT, also=("comfyui",)).folder)
+
+def test_twins_of_the_run_in_the_folder_are_replaced(config: Config) -> None:
+    def go_on(steps: int, **options: bool) -> RunFolder:
+        folder = RunFolder(trained(config(max_steps=steps), SILENT, also=("comfyui",), **options).folder)
         write_twins(folder.last, ("comfyui",))
         return folder
 
     folder = go_on(1)
-    earlier = folder.state.read_bytes()
-    go_on(2)
-    for path in (*folder.step_files(), folder.last):
-        path.unlink()
-    go_on(3, learning_rate=5e-3)  # its state is there
-    held = twin.read_bytes()
+    go_on(2).state.unlink()
     for path in folder.results():
         path.unlink()
-    for state in (None, earlier):  # a run anew, and one that goes on from an earlier step
-        if state is not None:
-            folder.state.write_bytes(state)
-        else:
-            trained(config(max_steps=3), SILENT)
-        with pytest.raises(OutputError, match=r"last\.comfyui\.safetensors exists, and a training run has saved it"):
-            go_on(4)
-        for path in folder.results():
-            path.unlink()
-    assert twin.read_bytes() == held
-
-
-def test_the_best_lora_of_a_run_that_was_killed_before_it_saved_the_score_is_kept(config: Config, pairs: Path) -> None:
-    values = {"validation_folder": pairs, "save_interval": 2, "keep_last": 1}
-    folder = train(config(max_steps=2, **values)).folder
-    best = folder.best.read_bytes()
-    state = load_state(folder.state)
-    save_state(replace(state, best=None, best_step=None, validated=-1), folder.state, mark=TRAINING_STATE)
-    train(config(max_steps=6, best_metric="psnr", **values))
-    assert best in [path.read_bytes() for path in folder.path.glob("best*.safetensors")]
-
-
-def test_a_best_lora_without_a_score_is_validated_again(
-    config: Config, pairs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The run was killed before it saved the score, and now resumes at a step where no validation is due."""
-    qualities = iter((0.0, 2.0, 2.0, 1.0))
-    monkeypatch.setattr(Scores, "quality", lambda *_: next(qualities))
-    values = {"validation_folder": pairs, "save_interval": 5}
-    folder = train(config(max_steps=2, **values)).folder
-    best = Path(shutil.copy(folder.best, folder.path.with_name("best.safetensors")))
-    state = load_state(folder.state)
-    assert (state.step, state.best_step) == (2, 2)
-    save_state(replace(state, best=0.0, best_step=0, validated=-1), folder.state, mark=TRAINING_STATE)
-    assert train(config(max_steps=5, **values)).standing.best_step == 2
-    assert same(folder.best, best)
-
-
-def test_each_validation_keeps_its_best_lora_of_one_step(
-    config: Config, pairs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Scores, "quality", lambda *_: 0.0)
-    values = {"validation_folder": pairs, "save_interval": 2, "max_steps": 2}
-    made = set[bytes]()
-    for samples in (1, 2, 3):
-        folder = train(config(validation_samples=samples, **values)).folder
-        made.add(folder.best.read_bytes())
-    held = {path.read_bytes() for path in folder.path.glob("*best*.safetensors")}
-    assert made <= held
-
-
-@pytest.mark.parametrize("name", ["last", "step-000002"])
-def test_what_another_run_has_saved_stays(config: Config, tmp_path: Path, name: str) -> None:
-    """It is moved to the folder of a run that goes on there."""
-    other = train(config(save_ckpt_path=tmp_path / "other", max_steps=2, save_interval=1, seed=9)).folder
-    theirs, chosen = other.path / f"{name}.safetensors", config(max_steps=3, save_interval=1)
-    before, path = theirs.read_bytes(), chosen.save_ckpt_path / theirs.name
-
-    def move() -> None:
-        theirs.replace(path)
-
-    with pytest.raises(OutputError, match=rf"{name}\.safetensors (is another run's by now|appeared while)"):
-        train(chosen, Recorder(at=1, action=move))
-    assert path.read_bytes() == before
+    with pytest.raises(OutputError, match=r"last\.comfyui\.safetensors exists, and a training run has saved it"):
+        go_on(4)
+    go_on(4, overwrite=True)
 
 
 def test_a_lora_of_another_base_is_refused(config: Config, base_bf16: Path, tmp_path: Path) -> None:
@@ -309,7 +229,7 @@ def test_lpips_in_the_loss_and_as_the_metric(config: Config, pairs: Path, monkey
         return lambda a, b: (a - b).abs().mean((1, 2, 3))
 
     loaded: list[Any] = []
-    monkeypatch.setattr("lbm_lora.training.run.prepare.load_lpips", network)
+    monkeypatch.setattr("lbm_lora.training.prepare.load_lpips", network)
     loss = {"pixel_loss_type": "lpips", "pixel_loss_weight": 2.0, "latent_loss_weight": 0.0, "lpips_net": "alex"}
     made = train(config(validation_folder=pairs, best_metric="lpips", max_steps=2, gradient_checkpointing=True, **loss))
     assert loaded == [("alex", None, torch.device("cpu"))]

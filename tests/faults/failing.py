@@ -14,13 +14,12 @@ counted: list[str] = []
 """Operations so far."""
 
 
-def fail(folder: str, at: int, code: int = errno.ENOSPC, number: int = 0, once: bool = False) -> None:
+def fail(folder: str, at: int, code: int = errno.ENOSPC, number: int = 0) -> None:
     """Let operation number `at` below a folder fail, and those after it: a full disk stays full.
 
     Args:
         at: from 1; 0 counts alone.
         number: a signal that the process gets in place of the failure, before the operation.
-        once: whether those after it succeed.
     """
     open_, fsync, mkdir = io.open, os.fsync, os.mkdir
     replace, rename = Path.replace, Path.rename
@@ -32,7 +31,7 @@ def fail(folder: str, at: int, code: int = errno.ENOSPC, number: int = 0, once: 
         counted.append(str(path))
         if number and len(counted) == at:
             os.kill(os.getpid(), number)
-        elif not number and (len(counted) == at or (0 < at < len(counted) and not once)):
+        elif not number and 0 < at <= len(counted):
             raise OSError(code, os.strerror(code), str(path) if isinstance(path, (str, Path)) else None)
 
     class Failing:

@@ -15,12 +15,10 @@ from typing import Any
 from faults import spoil
 from faults.goods import FOREIGN, Goods
 
-from lbm_lora.cli.commands import COMMANDS, INFER_SHARDS
-from lbm_lora.cli.flags import flags_of
 from lbm_lora.training.settings.train_config import TrainConfig
 from nano import UNET, VAE
 
-REFUSED, EITHER, DONE = frozenset({2}), frozenset({0, 1, 2}), frozenset({0})
+REFUSED, EITHER = frozenset({2}), frozenset({0, 1, 2})
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,6 @@ def cases(goods: Goods) -> list[Case]:
         *_images(goods),
         *_configs(goods),
         *_shards(goods),
-        *_outputs(goods),
-        *_flags(goods),
     ]
     names = [case.name for case in found]
     assert len(set(names)) == len(names), [name for name in names if names.count(name) > 1][:5]
@@ -458,120 +454,3 @@ def _shards(goods: Goods) -> Iterator[Case]:
                 "shard pattern", fault, command,
                 lambda folder, words=words, pattern=pattern: words(pattern, folder),
             )  # fmt: skip
-
-
-def _outputs(goods: Goods) -> Iterator[Case]:
-    """Paths that cannot be written, for every command that writes."""
-    small = [goods.text(f"small/{side}.safetensors") for side in ("base", "tuned")]
-    lbm = [goods.text(f"lbm/{side}/model.safetensors") for side in ("base", "tuned")]
-    lora = goods.text("small/lora.safetensors")
-    pair = ["--base_model_path", small[0], "--tuned_model_path", small[1]]
-    images = goods.text("images")
-    writing: dict[str, Callable[[str], list[str]]] = {
-        "extract": lambda out: ["extract", *pair, "--save_to", out],
-        "fuse": lambda out: ["fuse", "--base_model_path", small[0], "--lora_path", lora, "--save_to", out],
-        "merge": lambda out: ["merge", "--lora_path", lora, lora, "--save_to", out],
-        "base": lambda out: ["base", "--config_path", goods.text("tiny/config.yaml"), "--backbone_signature",
-                             goods.text("backbone"), "--save_path", out],
-        "calibrate": lambda out: ["calibrate", "--tuned_model_path", lbm[1], "--images", images, "--size", "64",
-                                  "--probes", "1", "--timesteps", "250", "--save_to", out],
-        "infer": lambda out: ["infer", "--base_model_path", lbm[0], "--source_image", f"{images}/0.png",
-                              "--output_path", out, "--size", "64", "--device", "cpu"],
-        "validate --report": lambda out: ["validate", *pair, "--lora_path", lora, "--report", out],
-        "inspect --report": lambda out: ["inspect", lora, "--report", out],
-        "data pack": lambda out: ["data", "pack", goods.text("pairs"), "--to", out, "--source_key", "source.png",
-                                  "--target_key", "target.png"],
-        "train": lambda out: ["train", "--path_config", goods.text("train.yaml"), "--save_ckpt_path", out],
-        "infer --source_shards": lambda out: ["infer", "--base_model_path", lbm[0], "--source_shards",
-                                              goods.text("shards/0.tar"), "--output_path", out, "--size", "64",
-                                              "--device", "cpu"],
-    }  # fmt: skip
-    paths: dict[str, Callable[[Path], str]] = {
-        "beneath a file": lambda folder: f"{_file(folder / 'file')}/out",
-        "a loop of links": lambda folder: f"{_loop(folder / 'loop')}/out",
-        "in /proc": lambda folder: "/proc/nothing/out",
-        "300 characters": lambda folder: f"{folder}/{'a' * 300}",
-        "5000 characters": lambda folder: f"{folder}/{'a/' * 2500}",
-        "NUL": lambda folder: f"{folder}/a\0b",
-        "another ending": lambda folder: f"{folder}/out.xyz",
-    }
-    for command, words in writing.items():
-        suffix = ".png" if command == "infer" else ".safetensors"
-        is_folder = "report" in command or command in ("data pack", "train", "infer --source_shards")
-        for fault, path in paths.items():
-            if is_folder and fault == "another ending":
-                continue
-            ending = "" if is_folder or fault == "another ending" else suffix
-
-            def prepare(
-                folder: Path,
-                words: Callable[[str], list[str]] = words,
-                path: Callable[[Path], str] = path,
-                ending: str = ending,
-            ) -> list[str]:
-                return words(path(folder) + ending)
-
-            yield Case("output", fault, command, prepare)
-        if not is_folder:
-            for fault in SPECIAL:
-
-                def special(
-                    folder: Path, words: Callable[[str], list[str]] = words, fault: str = fault, suffix: str = suffix
-                ) -> list[str]:
-                    path = folder / f"out{suffix}"
-                    SPECIAL[fault](path)
-                    return words(str(path))
-
-                # for `infer`, a folder is where the results go
-                codes = DONE if (command, fault) == ("infer", "a folder") else REFUSED
-                yield Case("output", fault, command, special, codes)
-
-
-SPECIAL: dict[str, Callable[[Path], object]] = {
-    "a folder": Path.mkdir,
-    "a FIFO": os.mkfifo,
-    "a device": lambda path: path.symlink_to("/dev/full"),
-}
-
-
-def _file(path: Path) -> Path:
-    path.write_text("x")
-    return path
-
-
-def _loop(path: Path) -> Path:
-    path.symlink_to(path)
-    return path
-
-
-BAD_WORDS: tuple[str, ...] = ("", "text", "-1", "nan", "inf", "1e400", "9" * 5000, "18446744073709551616", "0x10",
-                              "1.5", "a\0b", "\udcff", "x" * 300, "--", "\x1b[31m")  # fmt: skip
-
-
-_NUMBERS = ("-1", "1.5", "9" * 5000, "18446744073709551616")
-
-
-def _flags(goods: Goods) -> Iterator[Case]:
-    """Each flag of each command with values that it cannot take, and flags that do not exist."""
-    for name, command in {**COMMANDS, "infer shards": INFER_SHARDS}.items():
-        verb: list[str] = ["infer"] if name == "infer shards" else str(name).split()
-        known = flags_of(command.config_class())
-        numbers = [flag for flag in known if (flag.kind in (int, float) and not flag.takes_text) or flag.choices]
-        for flag in numbers:
-            for word in BAD_WORDS:
-                if flag.kind is float and word in _NUMBERS:
-                    continue
-
-                def prepare(
-                    folder: Path, verb: list[str] = verb, flag: str = flag.name, word: str = word, name: str = name
-                ) -> list[str]:
-                    shards = ["--source_shards", "x.tar"] if name == "infer shards" else []
-                    return [*verb, *shards, f"--{flag}", word]
-
-                yield Case(f"flags of {name}", f"--{flag.name} {word[:24]!r}", "parse", prepare)
-        for word in ("--no_such_flag", "--", "---", "--=", "--rank=", "--\0", "--\udcff", "--" + "x" * 5000, "stray"):
-
-            def unknown(folder: Path, verb: list[str] = verb, word: str = word) -> list[str]:
-                return [*verb, word, "7"]
-
-            yield Case(f"flags of {name}", f"unknown {word[:24]!r}", "parse", unknown, REFUSED)

@@ -55,33 +55,6 @@ def test_every_write_may_fail(goods: Goods, worker: Worker, tmp_path: Path, name
     assert problems == []
 
 
-TOGETHER = ("extract", "extract --max_size", "convert --to peft", "base", "validate --report", "push --save_to",
-            "inspect --report")  # fmt: skip
-"""Commands with several outputs that appear together."""
-
-
-@pytest.mark.parametrize("name", TOGETHER)
-def test_one_failure_keeps_all_older_outputs(goods: Goods, worker: Worker, tmp_path: Path, name: str) -> None:
-    """A file may be the only one that cannot be replaced. The new files have the old bytes: inodes tell them apart."""
-    writing = writing_named(name, goods)
-    log, folder, before = tmp_path / "log", tmp_path / "out", tmp_path / "before"
-    unbroken(worker, writing, before, log)
-    unbroken(worker, writing, refilled(folder, before), log, patch={"folder": str(folder), "at": 0})
-    total = int(log.read_text().rpartition("writes: ")[2])
-    problems: list[str] = []
-    for at in points_of(total):
-        old = inodes(refilled(folder, before))
-        patch = {"folder": str(folder), "at": at, "code": errno.EIO, "once": True}
-        code = finish(worker, start(worker, writing, folder, log, patch=patch))
-        if code not in (0, 2) or (code == 2) != (inodes(folder) == old):
-            problems.append(f"{writing.name}, at {at} of {total}: exit code {code}, {log.read_text()[-600:]}")
-    assert problems == []
-
-
-def inodes(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_ino for path in folder.rglob("*")}
-
-
 def limits(writing: Writing) -> list[int]:
     return [0, 1, 100, 1000, 4096, *([20_000] if "infer" not in writing.name else [])]
 

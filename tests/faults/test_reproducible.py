@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from faults.goods import image
+from faults.goods import image, png
 from faults.harness import Worker, contents
-from faults.load import write_shards
+from webdataset.writer import TarWriter
 
 from lbm_lora import bundled
 
@@ -86,7 +86,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     (inputs / "images").mkdir()
     for index in range(2):
         image(index, 128).save(inputs / f"images/{index}.png")
-    write_shards(inputs, 1)
+    with TarWriter(str(inputs / "000000.tar"), encoder=False, mtime=0) as tar:
+        tar.write({"__key__": "000000", "source.png": png(image(0))})
     return Place(inputs, folder / "out")
 
 

@@ -9,8 +9,6 @@ The packages are imported once, and not instrumented as they are in the process 
 
 import contextlib
 import ctypes
-import errno
-import fcntl
 import gc
 import importlib
 import io
@@ -32,7 +30,7 @@ LIBRARIES = (
     "lbm_lora.verbs.extract", "lbm_lora.workflows.validate", "lbm_lora.workflows.infer",
     "lbm_lora.workflows.infer_shards", "lbm_lora.workflows.merge", "lbm_lora.workflows.inspect",
     "lbm_lora.workflows.train", "lbm_lora.verbs.refine", "lbm_lora.verbs.calibrate",
-    "lbm_lora.workflows.data_pack", "lbm_lora.workflows.data_check", "lbm_lora.training.run.fit",
+    "lbm_lora.workflows.data_pack", "lbm_lora.workflows.data_check", "lbm_lora.training.fit",
 )  # fmt: skip
 
 
@@ -46,22 +44,6 @@ def run(argv: list[str]) -> dict[str, Any]:
         except BaseException as error:
             code = f"{type(error).__name__}: {error}"
     return {"code": code, "out": out.getvalue(), "err": err.getvalue(), "seconds": time.perf_counter() - start}
-
-
-def obey_modes() -> None:
-    """Give up what lets root write to a folder of mode 555 (CAP_DAC_OVERRIDE); who is not root does not have it."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
-    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice 32 bits
-    for call in (libc.capget, libc.capset):
-        if call(header, sets):
-            raise OSError(ctypes.get_errno(), call.__name__)
-        sets[0] &= ~(1 << 1)
-
-
-def no_lock(_descriptor: int, _operation: int) -> None:
-    """`flock` on a disk that has no locks."""
-    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
 def forked(request: dict[str, Any]) -> int:
@@ -79,10 +61,6 @@ def forked(request: dict[str, Any]) -> int:
         os.dup2(log, 2)
         if "file_bytes" in request:
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"], resource.RLIM_INFINITY))
-        if request.get("obeys_modes"):
-            obey_modes()
-        if request.get("has_no_locks"):
-            fcntl.flock = no_lock
         if "patch" in request:
             importlib.import_module("faults.failing").fail(**request["patch"])
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115

@@ -1,7 +1,6 @@
 """Commands that write, for kills and failing disks: each writes below one folder, the same bytes every time."""
 
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,17 +90,6 @@ def start(worker: Worker, writing: Writing, folder: Path, log: Path, **more: obj
 def finish(worker: Worker, pid: int) -> int:
     """Wait for a fork; returns its exit code, negative for the signal that ended it."""
     return worker.ask({"wait": pid}, MOST_SECONDS)["code"]
-
-
-def is_stopped(pid: int, seconds: float = 60) -> bool:
-    """Wait until a fork has stopped, by SIGSTOP, or ended; returns whether it has stopped."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        if state in "TZX":
-            return state == "T"
-        time.sleep(0.005)
-    raise TimeoutError(pid)
 
 
 def unbroken(worker: Worker, writing: Writing, folder: Path, log: Path, **more: object) -> dict[str, str]:

@@ -13,8 +13,6 @@ from hypothesis import HealthCheck, settings
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lbm_lora.call_start import call_start
-
 if TYPE_CHECKING:
     from hub_server import HubServer
 
@@ -94,20 +92,3 @@ def write_shard(tmp_path: Path) -> Callable[[str, Mapping[str, Mapping[str, byte
         return path
 
     return write
-
-
-@pytest.fixture
-def handed_on(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Callable[[], None]]:
-    """Hand the running call on; the returned function turns this process into its second one."""
-
-    def hand_on() -> Callable[[], None]:
-        call_start().hand_on()
-        began = os.environ["LBM_LORA_BEGAN"]
-
-        def started() -> None:
-            monkeypatch.setenv("LBM_LORA_BEGAN", began)
-            monkeypatch.setenv("LOCAL_RANK", "1")
-
-        return started
-
-    return hand_on

@@ -1,43 +1,36 @@
-"""Read and write complete adapter files."""
+"""Read and write complete adapter files, of any format."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+import xxhash
 from torch import Tensor
 
-from lbm_lora.adapter.finite import check_finite
-from lbm_lora.adapter.foreign_file import (
-    PEFT_CONFIG,
-    PEFT_WEIGHTS,
-    read_foreign,
-    without_unwanted,
-    write_foreign,
-)
-from lbm_lora.adapter.formats import Saved, Source, Wishes, codec_named, codec_of
-from lbm_lora.adapter.formats.names import counted
-from lbm_lora.adapter.lora_folder import lora_in
-from lbm_lora.adapter.metadata import ERRORS_KEY, AdapterMetadata
+from lbm_lora.adapter.formats import Codec, Encoded, Parts, Saved, Source, Wishes, codec_named, codec_of
+from lbm_lora.adapter.formats.names import counted, is_norm
+from lbm_lora.adapter.metadata import CONFIG_DIGEST_KEY, AdapterMetadata
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.adapter.native import decode, is_eight_bit, prefix_of
-from lbm_lora.adapter.packed import decode_packed, is_packed
-from lbm_lora.adapter.writers import AdapterWriter, write_packed
-from lbm_lora.checkpoint import (
-    NATIVE,
-    Component,
-    FileKind,
-    kind_of,
-    open_checkpoint,
-)
+from lbm_lora.adapter.packed import decode_packed, encode_packed, is_packed
+from lbm_lora.adapter.writers import AdapterWriter, write_tensors
+from lbm_lora.blocks import is_finite
+from lbm_lora.checkpoint import NATIVE, Component, FileKind, kind_of, open_checkpoint
 from lbm_lora.configs.values import AlphaIs, FormatName
-from lbm_lora.errors import AdapterError, Option
+from lbm_lora.errors import AdapterError, CheckpointError, InputError, Option, OutputError, listing
 from lbm_lora.factorize import PACKED, rank_bound
-from lbm_lora.files import Outputs, is_ours
-from lbm_lora.naming import ModuleName
+from lbm_lora.files import Outputs, file_digest, is_ours, together, write_text
+from lbm_lora.naming import ModuleName, ParamName, leaf_of
 from lbm_lora.progress import warn
 
+PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""Files in the folder of a format with a config."""
+NAMES = (PEFT_WEIGHTS, "pytorch_lora_weights.safetensors", "adapter_model.bin", "pytorch_lora_weights.bin")
+"""Files that PEFT and diffusers look for, in this order."""
 _ROUNDING = 2**-8  # relative rounding error of an alpha in bf16
+_LARGEST = torch.finfo(torch.float32).max  # of an alpha, as files store it
 
 
 def load_adapter(
@@ -62,7 +55,7 @@ def load_adapter(
     with open_checkpoint(source, label="the state dict") as file:
         path = file.path
         kind = kind_of(file.specs, file.metadata)
-        tensors = {key: file.read(key) for key in file.specs}
+        tensors = file.state_dict()
         metadata = AdapterMetadata.from_header(file.metadata)
     if not tensors:
         raise AdapterError(f"{path} holds no tensors. Was it written by an interrupted run?")
@@ -71,17 +64,82 @@ def load_adapter(
     read_from = None if isinstance(source, Mapping) else path
     codec = None if metadata.format and kind == NATIVE else codec_of(tensors, file.metadata)
     if codec is not None:
-        adapter = read_foreign(codec, Source(tensors, file.metadata, path, base), read_from)
-        return check_finite(replace(adapter, modules=_of_scaling_1(adapter.modules)) if alpha_is == "rank" else adapter)
+        adapter = _read_foreign(codec, Source(tensors, file.metadata, path, base), read_from)
+        if alpha_is == "rank":
+            adapter = replace(adapter, modules=_of_scaling_1(adapter.modules))
+        return _checked_finite(adapter)
     if is_packed(tensors):
         prefix, modules, dense, grids = decode_packed(tensors, path)
-        return check_finite(Adapter(modules, dense, metadata, prefix, read_from, PACKED, grids=grids))
+        return _checked_finite(Adapter(modules, dense, metadata, prefix, read_from, PACKED, grids=grids))
     prefix = prefix_of(tensors)
     modules, dense = decode(tensors, prefix, path)
     if alpha_is == "rank" or (alpha_is == "auto" and _holds_asked_ranks(path, metadata, list(modules.values()))):
         modules = _of_scaling_1(modules)
     dtype = torch.int8 if is_eight_bit(tensors) else None
-    return check_finite(Adapter(modules, dense, metadata, prefix, read_from, dtype))
+    return _checked_finite(Adapter(modules, dense, metadata, prefix, read_from, dtype))
+
+
+def lora_in(folder: Path) -> Path:
+    """Return the native LoRA of a folder, since an export may hold less; else the one that PEFT or diffusers looks for.
+
+    A folder with neither is returned itself: it may hold one file of another name.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    native = [file for file in files if _is_native(file)] if len(files) > 1 else []
+    if len(native) > 1:
+        raise AdapterError(f"{folder} holds several LoRAs: {listing(file.name for file in native)}. Name one.")
+    known = [folder / name for name in NAMES if (folder / name).is_file()]
+    return next(iter([*native, *known]), folder)
+
+
+def _is_native(file: Path) -> bool:
+    with open_checkpoint(file) as opened:
+        return kind_of(opened.specs, opened.metadata) == NATIVE and file.name not in NAMES
+
+
+def lora_digest(path: Path) -> str:
+    """Return the digest of what a LoRA is read from: its file and PEFT's configuration next to it, or a folder's files.
+
+    The name of a single file does not count.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path} was moved or removed while it was in use. Run the command again.")
+    if path.is_dir():
+        files = sorted(one for one in path.iterdir() if one.suffix in (".safetensors", ".bin", ".json"))
+    else:
+        files, config = [path], path.with_name(PEFT_CONFIG)
+        if config.is_file():
+            with open_checkpoint(path) as opened:
+                files += [config] if any(".lora_A." in key for key in opened.specs) else []
+    parts = (f"{'' if one == path else one.name} {file_digest(one)}" for one in files)
+    return xxhash.xxh3_128_hexdigest(" ".join(parts).encode())
+
+
+def is_unchanged(adapter: Adapter) -> bool:
+    """Return whether an adapter's file, read again, gives the same adapter.
+
+    A part of it, or another precision, has the path of the file too.
+    """
+    if adapter.path is None:
+        return False
+    try:
+        stored = load_adapter(adapter.path)
+    except InputError:
+        return False
+    pairs = zip(_values(stored), _values(adapter), strict=True)
+    return _facts(stored) == _facts(adapter) and all(torch.equal(one, other) for one, other in pairs)
+
+
+def _facts(adapter: Adapter) -> tuple[object, ...]:
+    """Return all that tells adapters apart besides values."""
+    modules = [(name, module.alpha, module.grid is None) for name, module in sorted(adapter.modules.items())]
+    shapes = [(value.shape, value.dtype) for value in _values(adapter)]
+    return adapter.metadata, adapter.prefix, adapter.dtype, adapter.file_format, modules, sorted(adapter.dense), shapes
+
+
+def _values(adapter: Adapter) -> list[Tensor]:
+    factors = [tensor for _, module in sorted(adapter.modules.items()) for tensor in (module.up, module.down)]
+    return [*factors, *(delta for _, delta in sorted(adapter.dense.items()))]
 
 
 def _of_scaling_1(modules: Mapping[ModuleName, LoraModule]) -> dict[ModuleName, LoraModule]:
@@ -89,7 +147,6 @@ def _of_scaling_1(modules: Mapping[ModuleName, LoraModule]) -> dict[ModuleName, 
 
 
 def _wrong_kind(path: Path, kind: FileKind) -> AdapterError:
-    """Return the error for a file that cannot be read as a LoRA, with what to do."""
     if kind.role == "foreign":
         return AdapterError(
             f"{path} is {kind.name}. This format is not read. Fuse the file into its model with the program that made "
@@ -98,6 +155,22 @@ def _wrong_kind(path: Path, kind: FileKind) -> AdapterError:
     if kind.role == "statistics":
         return AdapterError(f"{path} is {kind.name}, not a LoRA. Give it with ", Option("calibration"), ".")
     return AdapterError(f"{path} is {kind.name}, not a LoRA. `lbm-lora extract` makes a LoRA of a tuned checkpoint.")
+
+
+def _checked_finite(adapter: Adapter) -> Adapter:
+    """Check once that all numbers of an adapter are finite: a delta of NaN would spread to every output."""
+    bad = [
+        str(name)
+        for name, module in adapter.modules.items()
+        if not (abs(module.alpha) <= _LARGEST and is_finite(module.up) and is_finite(module.down))
+    ]
+    bad += [str(name) for name, delta in adapter.dense.items() if not is_finite(delta)]
+    if bad:
+        raise AdapterError(
+            f"{adapter.label}: {len(bad)} of {len(adapter)} deltas hold NaN or infinite values: {listing(bad)}. "
+            "The file is damaged, or its training diverged."
+        )
+    return adapter
 
 
 def _holds_asked_ranks(path: Path, metadata: AdapterMetadata, modules: Sequence[LoraModule]) -> bool:
@@ -120,16 +193,40 @@ def _holds_asked_ranks(path: Path, metadata: AdapterMetadata, modules: Sequence[
     return True
 
 
+def _read_foreign(codec: Codec, source: Source, path: Path | None) -> Adapter:
+    """Return the adapter in a foreign file; its notes are warnings."""
+    parts = _of_one_dtype(codec.decode(source))
+    for note in parts.notes:
+        warn(f"{source.path}: {note}")
+    header = {key: value for key, value in source.header.items() if key not in parts.own_header}
+    metadata = AdapterMetadata.from_header(header)
+    return Adapter(parts.modules, parts.dense, metadata, parts.prefix, path, file_format=codec.name)
+
+
+def _of_one_dtype(parts: Parts) -> Parts:
+    """Cast tensors of several dtypes to the narrowest that holds them all exactly: an adapter has one."""
+    dtypes = {tensor.dtype for module in parts.modules.values() for tensor in (module.up, module.down)}
+    dtypes |= {delta.dtype for delta in parts.dense.values()}
+    if len(dtypes) < 2:
+        return parts
+    common = torch.bool  # the narrowest of all
+    for dtype in dtypes:
+        is_fp8 = dtype.is_floating_point and dtype.itemsize == 1
+        common = torch.promote_types(common, torch.float16 if is_fp8 else dtype)  # torch promotes no fp8
+    modules = {
+        name: replace(module, up=module.up.to(common), down=module.down.to(common))
+        for name, module in parts.modules.items()
+    }
+    return replace(parts, modules=modules, dense={name: delta.to(common) for name, delta in parts.dense.items()})
+
+
 def save_adapter(
     adapter: Adapter, path: Path | str, *, format: FormatName = "native", wishes: Wishes | None = None
 ) -> Saved:
-    """Write a complete adapter atomically, in its `dtype`, else in the dtype of its tensors.
-
-    An existing file is replaced, whoever made it: `Adapter.save` and the commands look first.
+    """Write a complete adapter atomically, in its `dtype`, else in the dtype of its tensors. A file is replaced.
 
     Args:
         path: a file; for `peft` a folder.
-        format: the format of the file.
         wishes: what becomes of deltas that the format cannot hold; by default nothing may be lost. What they drop
             is dropped in every format.
 
@@ -138,17 +235,13 @@ def save_adapter(
         OutputError: the path cannot be written.
     """
     wishes, path = wishes or Wishes(), Path(path)
-    adapter, dropped = without_unwanted(adapter, wishes)
+    adapter, dropped = _without_unwanted(adapter, wishes)
     if dropped and not adapter.params:
         raise AdapterError(f"nothing is left for {path}: the LoRA holds only {counted(dropped)}, which are dropped.")
-    if dropped:  # the measured errors are those of all deltas
-        facts = {key: value for key, value in adapter.metadata.facts.items() if key != ERRORS_KEY}
-        adapter = replace(adapter, metadata=replace(adapter.metadata, facts=facts))
     if format == "native":
         _write_native(adapter, path)
         return Saved(path, dropped)
-    saved = write_foreign(adapter, path, codec_named(format), wishes)
-    return replace(saved, dropped=(*dropped, *saved.dropped))
+    return Saved(path, dropped, _write_foreign(adapter, path, codec_named(format), wishes))
 
 
 def files_of(path: Path, format: FormatName) -> tuple[Path, ...]:
@@ -169,9 +262,22 @@ def plan_files(outputs: Outputs, path: Path, format: FormatName, what: str = "")
             outputs.writes(config, what)
 
 
+def _without_unwanted(adapter: Adapter, wishes: Wishes) -> tuple[Adapter, tuple[ParamName, ...]]:
+    """Return an adapter without the biases and norms that the wishes drop, and their names."""
+
+    def is_dropped(name: ParamName) -> bool:
+        return (wishes.norms if is_norm(name) else wishes.biases if leaf_of(name) == "bias" else "keep") == "drop"
+
+    dropped = tuple(name for name in adapter.dense if is_dropped(name))
+    if not dropped:
+        return adapter, ()
+    dense = {name: delta for name, delta in adapter.dense.items() if name not in dropped}
+    return replace(adapter, dense=dense, metadata=adapter.metadata.without_errors()), dropped
+
+
 def _write_native(adapter: Adapter, path: Path) -> None:
     if adapter.dtype == PACKED:
-        write_packed(adapter, path)
+        write_tensors(encode_packed(adapter), adapter.metadata.to_header(), path)
         return
     shapes = {name: module.shape for name, module in adapter.modules.items()}
     ranks = {name: module.rank for name, module in adapter.modules.items()}
@@ -185,10 +291,39 @@ def _write_native(adapter: Adapter, path: Path) -> None:
 
 
 def _dtype_of_tensors(adapter: Adapter) -> torch.dtype:
-    factors = [tensor for module in adapter.modules.values() for tensor in (module.up, module.down)]
-    dtypes = {tensor.dtype for tensor in (*factors, *adapter.dense.values())}
+    dtypes = adapter.tensor_dtypes
     if len(dtypes) > 1:
         raise AdapterError(
             f"an adapter file has one dtype, but this adapter has {sorted(map(str, dtypes))}. Cast it first."
         )
     return dtypes.pop() if dtypes else torch.float32
+
+
+def _write_foreign(adapter: Adapter, path: Path, codec: Codec, wishes: Wishes) -> tuple[str, ...]:
+    """Write an adapter in a foreign format, and return the notes; a format with a config becomes a folder.
+
+    Factors in 8 bits are expanded, those of a packed file to fp16. The header has the adapter's metadata, and the
+    format's name for our own reader.
+    """
+    if adapter.dtype == torch.int8:
+        dense = {name: delta.float() for name, delta in adapter.dense.items()}
+        adapter = replace(adapter, dense=dense, dtype=None)
+    if adapter.dtype == PACKED:
+        adapter = adapter.cast(torch.float16)
+    encoded = codec.encode(adapter, wishes)
+    header = adapter.metadata.to_header(codec.name) | dict(encoded.header)
+    if encoded.config is None:
+        write_tensors(encoded.tensors, header, path)
+    else:
+        _write_folder(encoded, header, path, codec.name)
+    return encoded.notes
+
+
+def _write_folder(encoded: Encoded, header: Mapping[str, str], path: Path, format: FormatName) -> None:
+    if path.suffix == ".safetensors" or path.is_file():
+        raise OutputError(f"{path}: the format {format} is a folder of two files. Give the path of a folder.")
+    config = json.dumps(encoded.config, indent=2, sort_keys=True) + "\n"
+    digest = {CONFIG_DIGEST_KEY: xxhash.xxh3_128_hexdigest(config.encode())}
+    with together():
+        write_tensors(encoded.tensors, {**header, **digest}, path / PEFT_WEIGHTS)
+        write_text(path / PEFT_CONFIG, config)

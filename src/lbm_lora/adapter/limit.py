@@ -3,9 +3,6 @@
 from dataclasses import dataclass, replace
 from zlib import crc32
 
-import torch
-
-from lbm_lora.adapter.metadata import ERRORS_KEY
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.blocks import energy
 from lbm_lora.factorize import Measure, down_shape, factorize, has_matrix_view, to_matrix, up_shape, with_error
@@ -41,15 +38,16 @@ def limited(adapter: Adapter, rank: int) -> Limited:
         delta = adapter.delta(name)
         assert delta is not None
         squared = energy(delta)
-        if not _exceeds(adapter, name, rank):
+        module, shape = adapter.module_at(name), tuple(delta.shape)
+        is_dense_matrix = leaf_of(name) == "weight" and has_matrix_view(shape)
+        if not (is_dense_matrix if module is None else module.rank > rank):
             sums += Measure(delta_sq=squared)
             continue
-        dtype = _dtype_of(adapter, name)
+        dtype = adapter.dtype or (adapter.dense[name] if module is None else module.up).dtype
         factors = factorize(to_matrix(delta), rank, dtype, seed=crc32(name.encode()))
-        shape, kept = tuple(delta.shape), factors.rank
-        module = module_of(name)
-        modules[module] = LoraModule(
-            module,
+        kept = factors.rank
+        modules[module_of(name)] = LoraModule(
+            module_of(name),
             factors.down.reshape(down_shape(shape, kept)),
             factors.up.reshape(up_shape(shape, kept)),
             alpha=float(kept),
@@ -57,23 +55,6 @@ def limited(adapter: Adapter, rank: int) -> Limited:
         dense.pop(name, None)
         sums += with_error(Measure(delta_sq=squared), delta, factors)
         reduced.append(name)
-    # the error that an extraction measured no longer holds
-    facts = {key: value for key, value in adapter.metadata.facts.items() if not reduced or key != ERRORS_KEY}
-    metadata = replace(adapter.metadata, facts=facts)
-    made = Adapter(modules, dense, metadata, adapter.prefix, adapter.path, adapter.dtype, adapter.file_format)
+    metadata = adapter.metadata.without_errors() if reduced else adapter.metadata
+    made = replace(adapter.holding(modules, dense, adapter.dtype), metadata=metadata)
     return Limited(made, tuple(reduced), sums.relative_error)
-
-
-def _exceeds(adapter: Adapter, name: ParamName, rank: int) -> bool:
-    """Return whether the parameter's delta is a matrix that is stored at a higher rank."""
-    module = adapter.module_at(name)
-    if module is not None:
-        return module.rank > rank
-    shape = tuple(adapter.dense[name].shape)
-    return leaf_of(name) == "weight" and has_matrix_view(shape)
-
-
-def _dtype_of(adapter: Adapter, name: ParamName) -> torch.dtype:
-    """Return the dtype for the factors of a parameter: that of its values in a file."""
-    module = adapter.module_at(name)
-    return adapter.dtype or (adapter.dense[name] if module is None else module.up).dtype

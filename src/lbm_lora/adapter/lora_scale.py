@@ -28,11 +28,7 @@ class LoraScale:
 
     @classmethod
     def parse(cls, value: "str | float | LoraScale") -> "LoraScale":
-        """Return the scale that a user wrote.
-
-        Raises:
-            ConfigError: it has not the form `NUMBER` or `NUMBER,PATTERN=NUMBER,...`, or a number is beyond `MOST`.
-        """
+        """Return the scale that a user wrote."""
         if isinstance(value, LoraScale):
             return value
         if not isinstance(value, str):
@@ -53,11 +49,7 @@ class LoraScale:
         return not self.parts
 
     def by_param(self, names: Collection[ParamName]) -> dict[ParamName, float]:
-        """Return the scale of each parameter.
-
-        Raises:
-            PatternError: a pattern is malformed or matches no name.
-        """
+        """Return the scale of each parameter."""
         scales = dict.fromkeys(names, self.default)
         for pattern, scale in self.parts:
             for name in select(names, [pattern], prefix=DENOISER_PREFIX, params=True):

@@ -6,10 +6,10 @@ that this is a plain SDXL LoRA, since tools would then load it as one.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
-from lbm_lora.ownership import MARK_KEY
+from lbm_lora.files import MARK_KEY
 from lbm_lora.plain_text import TextError, parse_json
 
 FORMAT = "1"
@@ -57,6 +57,10 @@ class AdapterMetadata:
         """Whether it was extracted or refined for the denoiser's output: the error of its weights says little then."""
         return parsed(self.facts, SETTINGS_KEY).get("method") == "calibrated" or REFINEMENT_KEY in self.facts
 
+    def without_errors(self) -> "AdapterMetadata":
+        """Return the metadata without the measured errors, which no longer hold once the deltas change."""
+        return replace(self, facts={key: value for key, value in self.facts.items() if key != ERRORS_KEY})
+
     def to_header(self, exported_as: str = "") -> dict[str, str]:
         """Return the strings for the header.
 
@@ -77,9 +81,8 @@ class AdapterMetadata:
     def from_header(cls, header: Mapping[str, str]) -> "AdapterMetadata":
         """Invert `to_header`, of a native file or an exported one."""
         facts = dict(header)
-        facts.pop(MARK_KEY, None)
-        facts.pop(CONFIG_DIGEST_KEY, None)
-        facts.pop(STEP_KEY, None)
+        for key in (MARK_KEY, CONFIG_DIGEST_KEY, STEP_KEY):
+            facts.pop(key, None)
         exported = facts.pop(EXPORT_KEY, "").partition(" ")[2]
         return cls(
             format=facts.pop("lbm_lora_format", exported),

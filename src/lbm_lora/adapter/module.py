@@ -7,12 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter.metadata import ERRORS_KEY, AdapterMetadata
+from lbm_lora.adapter.metadata import AdapterMetadata
 from lbm_lora.checkpoint import Component, dtype_name
 from lbm_lora.configs.values import AlphaIs, BiasesAs, FormatName, NormsAs
-from lbm_lora.errors import AdapterError, InputError, Option
+from lbm_lora.errors import AdapterError, InputError, Option, plural
 from lbm_lora.factorize import PACKED, Factors, Grid, dense_dtype, rounded, stored_factors
-from lbm_lora.files import Outputs
 from lbm_lora.missing_path import home_path
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of, weight_of
 from lbm_lora.progress import warn
@@ -50,11 +49,7 @@ class LoraModule:
         return (self.up.shape[0], *self.down.shape[1:])
 
     def cast(self, dtype: torch.dtype) -> "LoraModule":
-        """Return the module as stored in a file of `dtype`, with the same alpha.
-
-        Raises:
-            InputError: a value leaves the range of `dtype`.
-        """
+        """Return the module as stored in a file of `dtype`, with the same alpha."""
         stored = stored_factors(self.up.float().flatten(1), self.down.float().flatten(1), dtype)
         return LoraModule(self.name, stored.down.reshape(self.down.shape), stored.up.reshape(self.up.shape), self.alpha)
 
@@ -116,31 +111,25 @@ class Adapter:
         biases: BiasesAs = "keep",
         norms: NormsAs = "keep",
         base: Component | None = None,
-        overwrite: bool = False,
     ) -> Path:
-        """Write the adapter as a file, atomically; see `save_adapter`. A LoRA that lbm-lora wrote is replaced.
+        """Write the adapter as a file, atomically; a file that is there is replaced.
 
         Args:
             path: a `.safetensors` file; for `peft` a folder.
             format: the format of the file, for the program that will read it.
             biases, norms: what becomes of these deltas if the format cannot hold them.
             base: the component that the adapter is for; `replace` needs its values.
-            overwrite: also replace a file that is no LoRA that lbm-lora wrote.
 
         Returns:
             The path.
 
         Raises:
             AdapterError: the format cannot hold a part of it.
-            OutputError: the path cannot be written, or has another file; or it is the file that the adapter or the
-                base was read from.
+            OutputError: the path cannot be written.
         """
-        from lbm_lora.adapter.adapter_file import plan_files, save_adapter  # they take this class
+        from lbm_lora.adapter.adapter_file import save_adapter  # it takes this class
         from lbm_lora.adapter.formats import Wishes
 
-        outputs = Outputs(overwrite=overwrite).reads(self.path, None if base is None else base.path)
-        plan_files(outputs, home_path(path), format)
-        outputs.check()
         saved = save_adapter(self, home_path(path), format=format, wishes=Wishes(biases, norms, base))
         for note in saved.notes:
             warn(f"{saved.path}: {note}")
@@ -153,7 +142,7 @@ class Adapter:
         """`<Adapter relight.safetensors: 722 lora modules of rank 4 to 32, 956 dense deltas, bf16, 193.4 MB>`."""
         ranks = sorted({module.rank for module in self.modules.values()})
         span = f" of rank {ranks[0]}" if len(ranks) == 1 else f" of rank {ranks[0]} to {ranks[-1]}" if ranks else ""
-        counts = f"{_count(len(self.modules), 'lora module')}{span}, {_count(len(self.dense), 'dense delta')}"
+        counts = f"{plural(len(self.modules), 'lora module')}{span}, {plural(len(self.dense), 'dense delta')}"
         name = f" {self.path}" if self.path else ""
         return f"<{type(self).__name__}{name}: {counts}, {self.precision}, {self.nbytes / 1e6:.1f} MB>"
 
@@ -169,14 +158,13 @@ class Adapter:
             from lbm_lora.adapter.packed import DATA, encode_packed  # it is of this class
 
             return encode_packed(self)[DATA].nbytes
-        factors = [tensor for module in self.modules.values() for tensor in (module.up, module.down)]
-        if self.dtype == torch.int8:  # a byte for each value, and an fp32 unit for each rank
-            stored = sum(tensor.numel() for tensor in factors) + sum(
-                4 * module.rank for module in self.modules.values()
-            )
-        else:  # and an fp32 alpha
-            stored = sum(tensor.nbytes for tensor in factors) + 4 * len(self.modules)
-        return stored + sum(delta.nbytes for delta in self.dense.values())
+        stored = sum(delta.nbytes for delta in self.dense.values())
+        for module in self.modules.values():
+            if self.dtype == torch.int8:  # a byte for each value, and an fp32 unit for each rank
+                stored += module.up.numel() + module.down.numel() + 4 * module.rank
+            else:  # and an fp32 alpha
+                stored += module.up.nbytes + module.down.nbytes + 4
+        return stored
 
     @property
     def params(self) -> list[ParamName]:
@@ -207,55 +195,53 @@ class Adapter:
         return self.modules.get(module_of(name)) if leaf_of(name) == "weight" else None
 
     def cast(self, dtype: torch.dtype) -> "Adapter":
-        """Return the adapter as stored in a file of `dtype`: fp32, fp16, bf16, or int8.
-
-        Raises:
-            InputError: a value leaves the range of `dtype`, or it is `PACKED`.
-        """
+        """Return the adapter as stored in a file of `dtype`: fp32, fp16, bf16, or int8."""
         if dtype == PACKED:
             raise InputError(
                 Option("save_precision", "auto"), " needs the tuned model: `lbm-lora extract` chooses the bits."
             )
         modules = {name: module.cast(dtype) for name, module in self.modules.items()}
         dense = {name: rounded(delta, dense_dtype(dtype)) for name, delta in self.dense.items()}
-        return self._with(modules, dense, torch.int8 if dtype == torch.int8 else None)
+        return self.holding(modules, dense, torch.int8 if dtype == torch.int8 else None)
 
     def unpacked(self) -> "Adapter":
         """Return the adapter without grids, in fp32; itself if it has none."""
         if self.dtype != PACKED:
             return self
         modules = {name: replace(module, grid=None) for name, module in self.modules.items()}
-        return replace(self._with(modules, self.dense, None), grids={})
+        return replace(self.holding(modules, self.dense, None), grids={})
 
     def filtered(self, keep: Callable[[ParamName], bool]) -> "Adapter":
         """Return the part of the adapter whose param names `keep` accepts."""
         modules = {name: module for name, module in self.modules.items() if keep(weight_of(name))}
         dense = {name: delta for name, delta in self.dense.items() if keep(name)}
         grids = {name: grid for name, grid in self.grids.items() if name in dense}
-        part = replace(self._with(modules, dense, self.dtype), grids=grids)
+        part = replace(self.holding(modules, dense, self.dtype), grids=grids)
         if part.params == self.params:
             return part
-        facts = {key: value for key, value in self.metadata.facts.items() if key != ERRORS_KEY}  # those of the whole
-        return replace(part, metadata=replace(self.metadata, facts=facts))
+        return replace(part, metadata=self.metadata.without_errors())
 
-    def _with(
+    def holding(
         self, modules: Mapping[ModuleName, LoraModule], dense: Mapping[ParamName, Tensor], dtype: torch.dtype | None
     ) -> "Adapter":
         """Return an adapter with other contents. It is a plain one: a subclass's measurements no longer apply."""
         return Adapter(modules, dense, self.metadata, self.prefix, self.path, dtype, self.file_format)
 
     @property
+    def factor_dtypes(self) -> set[torch.dtype]:
+        return {tensor.dtype for module in self.modules.values() for tensor in (module.up, module.down)}
+
+    @property
+    def tensor_dtypes(self) -> set[torch.dtype]:
+        return self.factor_dtypes | {delta.dtype for delta in self.dense.values()}
+
+    @property
     def precision(self) -> str:
         """Precision of its file: the dtypes, or `packed`."""
-        factors = {tensor.dtype for module in self.modules.values() for tensor in (module.up, module.down)}
         if self.dtype == PACKED:
             return "packed"
-        dtypes = {self.dtype} if self.dtype else factors | {delta.dtype for delta in self.dense.values()}
+        dtypes = {self.dtype} if self.dtype else self.tensor_dtypes
         return " and ".join(sorted(dtype_name(dtype) for dtype in dtypes)) or "empty"
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def common_dtype(adapters: Sequence[Adapter]) -> torch.dtype:
@@ -263,12 +249,10 @@ def common_dtype(adapters: Sequence[Adapter]) -> torch.dtype:
 
     An adapter without factors counts with its dense deltas, and a packed one as fp16: other factors have no bits yet.
     """
-    dtypes = {dtype for adapter in adapters for dtype in _file_dtypes(adapter)}
+    dtypes: set[torch.dtype] = set()
+    for adapter in adapters:
+        if adapter.dtype is None:
+            dtypes |= adapter.factor_dtypes or adapter.tensor_dtypes
+        else:
+            dtypes.add(torch.float16 if adapter.dtype == PACKED else adapter.dtype)
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
-
-
-def _file_dtypes(adapter: Adapter) -> set[torch.dtype]:
-    if adapter.dtype is not None:
-        return {torch.float16 if adapter.dtype == PACKED else adapter.dtype}
-    factors = {tensor.dtype for module in adapter.modules.values() for tensor in (module.up, module.down)}
-    return factors or {delta.dtype for delta in adapter.dense.values()}

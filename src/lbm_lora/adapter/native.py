@@ -99,11 +99,7 @@ def prefix_of(keys: Iterable[str]) -> str:
 def decode(
     tensors: Mapping[str, Tensor], prefix: str, where: Path
 ) -> tuple[dict[ModuleName, LoraModule], dict[ParamName, Tensor]]:
-    """Return the lora modules and dense deltas in a file's tensors. A missing alpha means the rank.
-
-    Raises:
-        AdapterError: a key is unknown, a factor lacks its partner, their ranks differ, or a dense delta appears twice.
-    """
+    """Return the lora modules and dense deltas in a file's tensors. A missing alpha means the rank."""
     parts: dict[ModuleName, dict[str, Tensor]] = {}
     dense: dict[ParamName, Tensor] = {}
     unknown: list[str] = []
@@ -115,7 +111,9 @@ def decode(
         elif ending in _FACTORS:
             parts.setdefault(ModuleName(stem), {})[ending] = tensor
         else:
-            name = _dense_name(stem, ending)
+            module = ModuleName(stem)
+            is_weight, is_bias = ending in (DIFF, DENSE), ending in (DIFF_BIAS, DENSE_BIAS)
+            name = weight_of(module) if is_weight else bias_of(module) if is_bias else ParamName(stem)
             if name in dense:
                 raise AdapterError(f"{where}: {name} has two dense deltas. Remove one of them.")
             dense[name] = tensor
@@ -127,13 +125,6 @@ def decode(
     return {name: _module(name, part, where) for name, part in parts.items()}, dense
 
 
-def _dense_name(stem: str, ending: str) -> ParamName:
-    """Return the parameter that a dense delta's key refers to."""
-    if ending in (DIFF, DENSE):
-        return weight_of(ModuleName(stem))
-    return bias_of(ModuleName(stem)) if ending in (DIFF_BIAS, DENSE_BIAS) else ParamName(stem)
-
-
 def is_eight_bit(keys: Iterable[str]) -> bool:
     """Return whether a file with these keys has factors in 8 bits."""
     keys = list(keys)
@@ -142,7 +133,6 @@ def is_eight_bit(keys: Iterable[str]) -> bool:
 
 
 def _module(name: ModuleName, part: Mapping[str, Tensor], where: Path) -> LoraModule:
-    """Return one lora module from its tensors, checked."""
     is_int8 = any(ending in part for ending in (UP_INT8, DOWN_INT8, UNIT))
     missing = [ending for ending in ((UP_INT8, DOWN_INT8, UNIT) if is_int8 else (UP, DOWN)) if ending not in part]
     if missing:
@@ -164,11 +154,7 @@ def _module(name: ModuleName, part: Mapping[str, Tensor], where: Path) -> LoraMo
 
 
 def alpha_in(stored: Tensor, name: ModuleName, where: Path) -> float:
-    """Return a module's alpha as a file holds it.
-
-    Raises:
-        AdapterError: it is not one number.
-    """
+    """Return a module's alpha as a file holds it."""
     if stored.numel() != 1:
         raise AdapterError(
             f"{where}: the alpha of {name} has shape {tuple(stored.shape)}, but it must be one number. It is damaged."

@@ -3,27 +3,30 @@
     lbm_lora.index    uint8: zlib-compressed JSON, {"prefix": TEXT, "modules": {MODULE: [SHAPE, WIDTHS]}, "dense":
                       {PARAM: [SHAPE, WIDTHS]}}; WIDTHS has a digit in base 36 for each rank, one for a dense delta
     lbm_lora.data     uint8: in the order of the index, the units of each module; the unit of each dense delta, and
-                      the values of each vector; then all other values, one stream for each width (see `counts_code`):
+                      the values of each vector; then all other values, one stream for each width:
                       for each module the columns of `up`, then the rows of `down`; then dense deltas of matrices
 
 A unit takes 3 bytes: the first 24 bits of an fp32 number after its sign. A value is a whole number, a count (see
 `factorize.grid`). Those of vectors are stored with L added, most significant bit first. They are not coded, so that a
 file keeps its size when they change. No other program knows these two keys, so none reads a part of the file.
+
+A stream of other counts is compressed by zlib, with Huffman codes alone: frequent counts take fewer bits. Each of its
+bytes before that holds 5 counts of width 2 (as digits in base 3), 2 counts of width 3 or 4 (in base 7 or 15), or the
+highest 8 bits of one count of a larger width. Behind it are the other bits of counts of more than 8, uncompressed.
 """
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int16, UInt8
+from jaxtyping import Int16, UInt8, UInt16
 from torch import Tensor
 
-from lbm_lora.adapter.counts_code import decode_counts, encode_counts, pack_bits, unpack_bits
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.adapter.packed_index import UNIT_BYTES, Index, decode_index, is_coded, row_bytes
 from lbm_lora.errors import AdapterError, InputError
@@ -49,16 +52,15 @@ from lbm_lora.plain_text import TextError
 INDEX, DATA = "lbm_lora.index", "lbm_lora.data"
 
 _DROPPED = 8  # bits of an fp32 number's fraction that units never use
+_PER_BYTE = {2: 5, 3: 2, 4: 2}
+_CODED = 8  # bits of a count that are coded
+_CHUNK = 40 * 2**19  # counts that are turned into bytes at once: whole bytes at any width
 
 _Bytes = UInt8[np.ndarray, " n"]
 
 
 def index_of(adapter: Adapter) -> Index:
-    """Return the index of an adapter whose modules and dense deltas all have grids.
-
-    Raises:
-        AdapterError: one of them has none.
-    """
+    """Return the index of an adapter whose modules and dense deltas all have grids."""
     lacking = [name for name, module in adapter.modules.items() if module.grid is None]
     lacking += [name for name in adapter.dense if name not in adapter.grids]
     if lacking:
@@ -71,17 +73,14 @@ def index_of(adapter: Adapter) -> Index:
 
 
 def encode_packed(adapter: Adapter) -> dict[str, Tensor]:
-    """Return the tensors of a packed file.
-
-    Raises:
-        AdapterError: a module or a dense delta has no grid, or values that are not on it.
-    """
+    """Return the tensors of a packed file."""
     index = index_of(adapter)
     parts: list[bytes] = []
     counted: dict[int, list[Int16[np.ndarray, ...]]] = {width: [] for width in WIDTHS}
     try:
         for module in adapter.modules.values():
-            counts = counts_of(_plain(module.factors()), _grid_of(module))
+            factors = module.factors()
+            counts = counts_of(Factors(factors.up.detach(), factors.down.detach()), _grid_of(module))
             parts.append(_units(counts.grid.unit).tobytes())
             for rows in (counts.up.mT, counts.down):
                 for width, run in _runs(counts.grid.widths):
@@ -145,11 +144,7 @@ def is_packed(keys: Mapping[str, object]) -> bool:
 def decode_packed(
     tensors: Mapping[str, Tensor], where: Path
 ) -> tuple[str, dict[ModuleName, LoraModule], dict[ParamName, Tensor], dict[ParamName, Grid]]:
-    """Return prefix, lora modules, dense deltas and the grids of these.
-
-    Raises:
-        AdapterError: the file is damaged.
-    """
+    """Return prefix, lora modules, dense deltas and the grids of these."""
     try:
         if set(tensors) != {INDEX, DATA} or any(tensor.dtype != torch.uint8 for tensor in tensors.values()):
             raise ValueError(f"it must hold {INDEX} and {DATA} alone, of uint8")
@@ -233,10 +228,6 @@ def _grid_of(module: LoraModule) -> Grid:
     return module.grid
 
 
-def _plain(factors: Factors) -> Factors:
-    return Factors(factors.up.detach(), factors.down.detach())
-
-
 def _units(unit: Tensor) -> _Bytes:
     """Return 3 bytes for each unit."""
     whole = unit.contiguous().view(torch.int32).numpy() >> _DROPPED
@@ -258,12 +249,85 @@ def _packed(counts: Int16[np.ndarray, " count"], width: int) -> _Bytes:
 
 
 def _unpacked(data: _Bytes, count: int, width: int) -> Int16[Tensor, " count"]:
-    """Invert `_packed`.
-
-    Raises:
-        ValueError: a value exceeds its width.
-    """
     whole = unpack_bits(data, count, width).astype(np.int32)
     if (whole > 2 * largest(width)).any():
         raise ValueError("a value exceeds its width")
     return torch.from_numpy((whole - largest(width)).astype(np.int16))
+
+
+def encode_counts(width: int, parts: Sequence[Int16[np.ndarray, "..."]]) -> bytes:
+    """Return the stream of counts of one width, in the order of the parts."""
+    counts = np.concatenate([part.reshape(-1) for part in parts])
+    coder = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
+    coded: list[bytes] = []
+    rest: list[bytes] = []
+    for start in range(0, len(counts), _CHUNK):
+        whole = (counts[start : start + _CHUNK] + largest(width)).astype(np.uint16)
+        coded.append(coder.compress(_grouped(whole >> _low_bits(width), width).tobytes()))
+        rest.append(pack_bits(whole, _low_bits(width)).tobytes())
+    return b"".join((*coded, coder.flush(), *rest))
+
+
+def decode_counts(width: int, count: int, data: bytes) -> tuple[Int16[np.ndarray, " n"], bytes]:
+    """Return the counts at the beginning of the data, and what follows them."""
+    per_byte, low = _PER_BYTE.get(width, 1), _low_bits(width)
+    coder = zlib.decompressobj()
+    nbytes = -(-count // per_byte)
+    if nbytes > 8 * len(data):  # a code has a bit or more
+        raise ValueError(f"{len(data):,} bytes cannot hold {count:,} counts")
+    coded = coder.decompress(data, nbytes + 1)
+    if len(coded) != nbytes or not coder.eof:
+        raise ValueError(f"its counts of {width} bits are cut off, or not {count:,}")
+    rest, at = coder.unused_data, 0
+    whole = np.empty(count, np.uint16)
+    for start in range(0, count, _CHUNK):
+        part = whole[start : start + _CHUNK]
+        high = np.frombuffer(coded, np.uint8)[start // per_byte : -(-(start + len(part)) // per_byte)]
+        size = -(-len(part) * low // 8)
+        if at + size > len(rest):
+            raise ValueError(f"its counts of {width} bits are cut off")
+        part[:] = _ungrouped(high, width)[: len(part)].astype(np.uint16) << low
+        part |= unpack_bits(np.frombuffer(rest, np.uint8)[at : at + size], len(part), low)
+        at += size
+    if count and whole.max() > 2 * largest(width):
+        raise ValueError("a value exceeds its width")
+    return (whole.astype(np.int32) - largest(width)).astype(np.int16), rest[at:]
+
+
+def _low_bits(width: int) -> int:
+    return max(0, width - _CODED)
+
+
+def _grouped(whole: UInt16[np.ndarray, " n"], width: int) -> UInt8[np.ndarray, " m"]:
+    """Return a byte for each group of counts; the last group is filled with zeros."""
+    per_byte, base = _PER_BYTE.get(width, 1), 2 * largest(width) + 1
+    digits = np.zeros(-(-len(whole) // per_byte) * per_byte, np.uint8)
+    digits[: len(whole)] = whole
+    found = digits[per_byte - 1 :: per_byte].copy()
+    for place in range(per_byte - 2, -1, -1):
+        found = found * np.uint8(base) + digits[place::per_byte]
+    return found
+
+
+def _ungrouped(data: UInt8[np.ndarray, " m"], width: int) -> UInt8[np.ndarray, " n"]:
+    per_byte, base = _PER_BYTE.get(width, 1), 2 * largest(width) + 1
+    if per_byte == 1:
+        return data
+    digits = np.empty((len(data), per_byte), np.uint8)
+    for place in range(per_byte):
+        data, digits[:, place] = np.divmod(data, np.uint8(base))
+    if data.any():
+        raise ValueError("a value exceeds its width")
+    return digits.reshape(-1)
+
+
+def pack_bits(whole: UInt16[np.ndarray, " n"], width: int) -> UInt8[np.ndarray, " m"]:
+    """Return the lowest bits of each number, most significant first."""
+    bits = (whole[:, None] >> np.arange(width - 1, -1, -1, dtype=np.uint16)) & 1
+    return np.packbits(bits.astype(np.uint8).reshape(-1))
+
+
+def unpack_bits(data: UInt8[np.ndarray, " m"], count: int, width: int) -> UInt16[np.ndarray, " n"]:
+    """Invert `pack_bits`."""
+    bits = np.unpackbits(data, count=count * width).reshape(count, width)
+    return (bits.astype(np.int32) @ (1 << np.arange(width - 1, -1, -1, dtype=np.int32))).astype(np.uint16)

@@ -17,7 +17,7 @@ from lbm_lora.plain_text import parse_json
 UNIT_BYTES = 3
 
 CODED_BITS = {2: 1.575, 3: 2.68, 4: 3.62, 5: 4.57, 6: 5.53, 8: 7.48, 10: 9.47, 12: 11.47, 16: 15.5}
-"""Bits that a count of each width takes on average once it is coded (see `counts_code`): those of LoRAs of the mini
+"""Bits that a count of each width takes on average once it is coded (see `packed`): those of LoRAs of the mini
 model. The widest ones are a bound."""
 
 _MOST_INDEX = 16 * 2**20  # bytes of the index: names of 10^5 modules

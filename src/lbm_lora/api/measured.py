@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lbm_lora.adapter import Adapter
-from lbm_lora.adapter.unchanged import is_unchanged
+from lbm_lora.adapter.adapter_file import is_unchanged
 from lbm_lora.api.options import Options
 from lbm_lora.checkpoint import CheckpointLike
 from lbm_lora.configs.validate import ValidateConfig

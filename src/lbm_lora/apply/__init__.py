@@ -5,22 +5,3 @@ from lbm_lora.apply.fuse import ScaledAdapter, fused, fused_tensors
 from lbm_lora.apply.live import Fused, Injection, add_factors, fuse_module, inject
 from lbm_lora.apply.sdxl import Adapted, adapted_to_lbm
 from lbm_lora.apply.stack import AppliedAdapter, fitting_adapters, scales_for
-
-__all__ = [
-    "Adapted",
-    "AppliedAdapter",
-    "Fit",
-    "Fused",
-    "Injection",
-    "ScaledAdapter",
-    "adapted_to_lbm",
-    "add_factors",
-    "check_base",
-    "check_fit",
-    "fitting_adapters",
-    "fuse_module",
-    "fused",
-    "fused_tensors",
-    "inject",
-    "scales_for",
-]

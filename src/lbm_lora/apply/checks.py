@@ -21,11 +21,7 @@ class Fit:
 
 
 def check_fit(adapter: Adapter, shapes: Mapping[ParamName, tuple[int, ...]], *, allow_unmatched: bool = False) -> Fit:
-    """Compare an adapter's names and shapes with a model's parameters.
-
-    Raises:
-        AdapterError: a name is unmatched and `allow_unmatched` is off, a shape differs, or no name matches.
-    """
+    """Compare an adapter's names and shapes with a model's parameters."""
     matched = tuple(name for name in adapter.params if name in shapes)
     unmatched = tuple(name for name in adapter.params if name not in shapes)
     if not matched:
@@ -58,9 +54,6 @@ def check_base(
         found: the base's fingerprint, if already known; by default the base is read to compute it.
 
     An adapter without a fingerprint cannot be checked and gives a warning; so does another base that is allowed.
-
-    Raises:
-        WrongBaseError: the fingerprints differ and `allow_other_base` is off.
     """
     if not adapter.metadata.base_fingerprint:
         warn(f"{adapter.label} does not say which base it was made from, so the base cannot be checked.")

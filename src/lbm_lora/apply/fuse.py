@@ -33,12 +33,7 @@ class ScaledAdapter:
 
     @cached_property
     def scales(self) -> Mapping[ParamName, float]:
-        """The scale of each parameter that the adapter changes.
-
-        Raises:
-            ConfigError: the text is not a scale.
-            PatternError: a pattern matches nothing in the adapter.
-        """
+        """The scale of each parameter that the adapter changes."""
         if isinstance(self.lora_scale, Mapping):
             return self.lora_scale
         try:
@@ -52,9 +47,6 @@ def fused(weight: Tensor, name: ParamName, adapters: Sequence[ScaledAdapter]) ->
     """Return one parameter with its deltas added; the tensor itself if no adapter changes it.
 
     A `lora_scale` of 0 changes nothing, bit for bit.
-
-    Raises:
-        AdapterError: a value of the result is not finite in the weight's dtype, or the weight is a matrix of integers.
     """
     terms = [
         (lora_scale, term)
@@ -110,12 +102,7 @@ def _term(adapter: Adapter, name: ParamName, device: torch.device) -> Factors | 
 def fused_tensors(
     checkpoint: Checkpoint, prefix: str, adapters: Sequence[ScaledAdapter]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of a checkpoint in the order of its data, with adapters fused into those under `prefix`.
-
-    Raises:
-        CheckpointError: a tensor of the checkpoint holds NaN or infinite values.
-        AdapterError: see `fused`.
-    """
+    """Yield every tensor of a checkpoint in the order of its data, with adapters fused into those under `prefix`."""
 
     def fuse_one(key: str) -> tuple[str, Tensor]:
         tensor = checkpoint.read(key)

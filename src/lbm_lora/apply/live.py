@@ -87,25 +87,14 @@ class Injection:
 
 @torch.no_grad()
 def fuse_module(model: nn.Module, adapters: Sequence[ScaledAdapter]) -> Fused:
-    """Add every delta of the adapters to the model's parameters, in fp32 and cast once.
-
-    Raises:
-        AdapterError: an adapter does not fit the model, which is left unchanged.
-        ConfigError, PatternError: a scale is not one, or has a pattern that matches nothing in its adapter.
-    """
+    """Add every delta of the adapters to the model's parameters, in fp32 and cast once."""
     _check(model, adapters)
     return _fuse(model, adapters, {name for scaled in adapters for name in scaled.adapter.params})
 
 
 @torch.no_grad()
 def inject(model: nn.Module, adapters: Sequence[ScaledAdapter]) -> Injection:
-    """Hook the low-rank part of the adapters into the forward pass; fuse their dense deltas into the parameters.
-
-    Raises:
-        AdapterError: an adapter does not fit the model, or a lora module belongs to a module that is neither Linear
-            nor a plain Conv2d. The model is left unchanged.
-        ConfigError, PatternError: a scale is not one, or has a pattern that matches nothing in its adapter.
-    """
+    """Hook the low-rank part of the adapters into the forward pass; fuse their dense deltas into the parameters."""
     _check(model, adapters)
     hooks: list[RemovableHandle] = []
     try:
@@ -166,11 +155,7 @@ class _Factors:
 
 
 def add_factors(target: nn.Module, module: LoraModule, lora_scale: float = 1.0) -> RemovableHandle:
-    """Add lora_scale * scaling * up(down(x)) to the output of `target`, until the hook is removed.
-
-    Raises:
-        AdapterError: the target is neither Linear nor a plain Conv2d.
-    """
+    """Add lora_scale * scaling * up(down(x)) to the output of `target`, until the hook is removed."""
     weight = target.weight
     if not isinstance(weight, Tensor):
         raise AdapterError(f"{module.name} has no weight to adapt.")

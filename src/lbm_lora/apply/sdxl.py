@@ -43,9 +43,6 @@ def adapted_to_lbm(adapter: Adapter, shapes: Mapping[ParamName, tuple[int, ...]]
     Args:
         shapes: param name -> shape of the LBM's denoiser.
         crop: keep the first columns of those deltas, instead of leaving them out.
-
-    Raises:
-        AdapterError: nothing would be left.
     """
     wider = tuple(name for name in adapter.params if name.endswith(_OF_TEXT) and _is_wider(adapter, name, shapes))
     foreign = tuple(name for name in adapter.params if name.startswith(_NOT_IN_LBM) and name not in shapes)
@@ -54,7 +51,7 @@ def adapted_to_lbm(adapter: Adapter, shapes: Mapping[ParamName, tuple[int, ...]]
     gone = set(foreign if crop else (*wider, *foreign))
     kept = adapter.filtered(lambda name: name not in gone)
     if not kept.params:
-        more: tuple[str | Option, ...] = (" To apply their first columns: ", Option("crop"), ".") if wider else ()
+        more = (" To apply their first columns: ", Option("crop"), ".") if wider else ()
         raise AdapterError(
             f"{adapter.label} was made for SDXL, and changes only what an LBM lacks: {listing(sorted(gone), limit=3)}.",
             *more,
@@ -80,18 +77,9 @@ def _cropped(adapter: Adapter, columns: Mapping[ParamName, int]) -> Adapter:
         return whole if count is None else replace(whole, down=whole.down[:, :count].contiguous())
 
     adapter = adapter.unpacked()
-    return Adapter(
-        {name: module(name, whole) for name, whole in adapter.modules.items()},
-        {
-            name: delta[:, : columns[name]].contiguous() if name in columns else delta
-            for name, delta in adapter.dense.items()
-        },
-        adapter.metadata,
-        adapter.prefix,
-        adapter.path,
-        adapter.dtype,
-        adapter.file_format,
-    )
+    modules = {name: module(name, whole) for name, whole in adapter.modules.items()}
+    cut = {name: delta[:, : columns[name]].contiguous() for name, delta in adapter.dense.items() if name in columns}
+    return adapter.holding(modules, {**adapter.dense, **cut}, adapter.dtype)
 
 
 def _say(adapter: Adapter, wider: tuple[ParamName, ...], foreign: tuple[ParamName, ...], *, crop: bool) -> None:

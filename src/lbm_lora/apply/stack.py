@@ -57,12 +57,6 @@ def fitting_adapters(
         allow_other_base: accept an adapter that was made from another base.
         allow_unmatched: skip names of an adapter that are not in the base.
         progress: receives the documented line about each adapter.
-
-    Raises:
-        ConfigError: a scale is not one, or the number of scales does not match the number of files.
-        PatternError: a pattern of a scale matches nothing in its LoRA.
-        AdapterError: a file is not an adapter, or does not fit the base.
-        WrongBaseError: an adapter was made from another base.
     """
     shapes = base.shapes
     whole: list[Adapter] = []
@@ -123,11 +117,7 @@ def _say(adapter: Adapter, applied: AppliedAdapter, which: str, progress: Progre
 
 
 def scales_for(count: int, scales: Sequence[float | str | LoraScale]) -> tuple[LoraScale, ...]:
-    """Return one `lora_scale` for each of `count` LoRAs: the given ones, or the single one for all.
-
-    Raises:
-        ConfigError: a scale is not one, or the number of scales fits neither case.
-    """
+    """Return one `lora_scale` for each of `count` LoRAs: the given ones, or the single one for all."""
     parsed = tuple(map(LoraScale.parse, scales))
     if len(parsed) == 1:
         return parsed * count

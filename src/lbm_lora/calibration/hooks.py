@@ -14,23 +14,71 @@ A vector, such as a bias, acts at all positions together. Its gradient g, the su
 keep its second moment, the mean of g g^T: an error e in it changes the output's square by e^T (g g^T) e to first order.
 """
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lbm_lora.calibration.layers import CalledLayer, matrices, vectors
+from lbm_lora.calibration.layers import CalledLayer, matrices, unmeasured, vectors
+from lbm_lora.calibration.statistics import Origin, Statistics
 from lbm_lora.calibration.sums import Sums
-from lbm_lora.factorize import MomentAccumulator
-from lbm_lora.naming import ModuleName
+from lbm_lora.errors import InputError
+from lbm_lora.factorize import Moment, MomentAccumulator
+from lbm_lora.fidelity.points import generator
+from lbm_lora.naming import ModuleName, ParamName
 
 _POSITIONS = 4096  # unfolded at once
 Probe = Callable[[Sequence[int]], Tensor]
 """A random direction of the output, drawn in its shape."""
+Name = TypeVar("Name", ModuleName, ParamName)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """One run of a network.
+
+    Attributes:
+        forward: runs the network and returns its output, with its graph.
+        weight: weight in the sums.
+        key: seed of its probes, with their number.
+        label: what messages call its output.
+    """
+
+    forward: Callable[[], Tensor]
+    weight: float
+    key: tuple[object, ...]
+    label: str
+
+
+def add_sample(
+    network: nn.Module, layers: Mapping[ModuleName, CalledLayer], sample: Sample, probes: int, sums: Sums
+) -> None:
+    """Measure one sample, with independent signs as probes: they estimate squared norms with the least variance
+    (Hutchinson, 1989).
+
+    Args:
+        probes: number of random directions of its output.
+
+    Raises:
+        InputError: the output is not finite.
+    """
+    draws = [generator(*sample.key, "probe", probe) for probe in range(probes)]
+    signs = [partial(random_signs, draw=draw) for draw in draws]
+    try:
+        measure(network, layers, sample.forward, signs, sample.weight, sums)
+    except FloatingPointError:
+        raise InputError(
+            f"{sample.label} has values that are not finite. Are the weights damaged? In bf16, try float."
+        ) from None
+
+
+def random_signs(shape: Sequence[int], draw: torch.Generator) -> Tensor:
+    return torch.randint(0, 2, tuple(shape), generator=draw).float() * 2 - 1
 
 
 def measure(
@@ -66,6 +114,44 @@ def measure(
             hooks.take_vectors()
 
 
+def statistics_of(
+    network: nn.Module,
+    layers: Mapping[ModuleName, CalledLayer],
+    sums: Sums,
+    origin: Origin,
+    digests: tuple[str, ...] = (),
+) -> Statistics:
+    """Return the means of sums, with the digests of images (see `Statistics.image_digests`)."""
+    return Statistics(
+        layers=layers,
+        inputs=_Means(sums.inputs, sums.images),
+        outputs=_Means(sums.outputs, sums.images),
+        gradients={name: total / sums.images for name, total in sums.gradients.items()},
+        vectors=_Means({name: found for name, found in sums.vectors.items() if not found.is_zero}, sums.images),
+        output_values=sums.values / sums.images,
+        output_energy=sums.energy / sums.images,
+        origin=origin,
+        image_digests=digests,
+        unmeasured=unmeasured(network),
+    )
+
+
+class _Means(Mapping[Name, Moment]):
+    """Moments of sums, each computed on access: all at once would double the memory."""
+
+    def __init__(self, sums: Mapping[Name, MomentAccumulator], count: int) -> None:
+        self._sums, self._count = sums, count
+
+    def __getitem__(self, name: Name) -> Moment:
+        return self._sums[name].result(self._count)
+
+    def __iter__(self) -> Iterator[Name]:
+        return iter(self._sums)
+
+    def __len__(self) -> int:
+        return len(self._sums)
+
+
 @contextmanager
 def checkpointed(network: nn.Module, *, when: bool) -> Generator[None, None, None]:
     """Keep only the inputs of the network's blocks for the backward pass, and recompute the rest."""
@@ -99,7 +185,10 @@ class _Hooks:
         for parameter in measured:
             parameter.requires_grad_(True)
             parameter.grad = None
-        self._handles = [hook for name, module in self._modules for hook in self._register(name, module)]
+        self._handles = [one.register_forward_hook(partial(self._on_forward, name)) for name, one in self._modules]
+        self._handles += [
+            one.weight.register_post_accumulate_grad_hook(partial(self._on_weight, name)) for name, one in self._modules
+        ]
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -115,12 +204,6 @@ class _Hooks:
             if vector.grad is not None:
                 self._sums.vectors[name].add(vector.grad[None], self._probe_weight)
                 vector.grad = None
-
-    def _register(self, name: ModuleName, module: nn.Linear | nn.Conv2d) -> list[torch.utils.hooks.RemovableHandle]:
-        return [
-            module.register_forward_hook(partial(self._on_forward, name)),
-            module.weight.register_post_accumulate_grad_hook(partial(self._on_weight, name)),
-        ]
 
     def _on_forward(self, name: ModuleName, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if self.is_backward:

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +61,11 @@ def unmeasured(network: nn.Module) -> dict[ModuleName, str]:
     and weights that two modules share, whose change is one.
     """
     owners = dict(network.named_modules(remove_duplicate=False))
-    weights = {name: cast(Tensor, module.weight) for name, module in owners.items() if _has_matrix(module)}
+    weights = {
+        name: weight
+        for name, module in owners.items()
+        if isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.dim() in (2, 4)
+    }
     counts = Counter(map(id, weights.values()))
     found: dict[ModuleName, str] = {}
     for name, weight in weights.items():
@@ -92,13 +95,16 @@ def find_layers(
         InputError: a layer is called with a keyword argument, which hooks do not see.
     """
     calls: dict[ModuleName, list[Tensor]] = {}  # keeping the tensors alive keeps their ids unique
-    covered: dict[ModuleName, tuple[object, ...]] = {}
-    shapes: dict[ModuleName, tuple[int, ...]] = {}
-    handles: list[torch.utils.hooks.RemovableHandle] = []
-    for name, module in matrices(network):
-        if names is None or name in names:
-            shapes[name], covered[name] = tuple(module.weight.shape), _covered(module)
-            handles.append(module.register_forward_pre_hook(partial(_note, name, calls)))
+
+    def note(name: ModuleName, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if not inputs:
+            raise InputError(
+                f"{name} is called with a keyword argument, which cannot be measured. Call it as layer(x)."
+            )
+        calls.setdefault(name, []).append(inputs[0])
+
+    modules = {name: module for name, module in matrices(network) if names is None or name in names}
+    handles = [module.register_forward_pre_hook(partial(note, name)) for name, module in modules.items()]
     try:
         forward()
     finally:
@@ -107,28 +113,14 @@ def find_layers(
     first: dict[tuple[object, ...], ModuleName] = {}
     layers: dict[ModuleName, CalledLayer] = {}
     for name, inputs in calls.items():
-        shape = shapes[name]
-        owner = first.setdefault((len(shape), shape[1], *covered[name], *map(id, inputs)), name)
+        module = modules[name]
+        shape = tuple(module.weight.shape)
+        covered = () if isinstance(module, nn.Linear) else _covered(module)
+        owner = first.setdefault((len(shape), shape[1], *covered, *map(id, inputs)), name)
         layers[name] = CalledLayer(shape=shape, inputs=owner, calls=len(inputs))
     return layers
 
 
-def _note(
-    name: ModuleName, calls: dict[ModuleName, list[Tensor]], module: nn.Module, inputs: tuple[Tensor, ...]
-) -> None:
-    """Record, as a forward hook, a call of the layer."""
-    if not inputs:
-        raise InputError(f"{name} is called with a keyword argument, which cannot be measured. Call it as layer(x).")
-    calls.setdefault(name, []).append(inputs[0])
-
-
-def _covered(module: nn.Linear | nn.Conv2d) -> tuple[object, ...]:
-    """Return what decides which positions a conv's kernel covers; nothing for a linear layer."""
-    if isinstance(module, nn.Linear):
-        return ()
-    return module.kernel_size, module.stride, module.padding, module.dilation, module.padding_mode
-
-
-def _has_matrix(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, nn.Parameter) and weight.dim() in (2, 4)
+def _covered(conv: nn.Conv2d) -> tuple[object, ...]:
+    """Return what decides which positions a conv's kernel covers."""
+    return conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.padding_mode

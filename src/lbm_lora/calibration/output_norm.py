@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from lbm_lora.fidelity.network_trial import NetworkTrial
 from lbm_lora.fidelity.trial import LoraTrial
 from lbm_lora.naming import ModuleName, weight_of
 from lbm_lora.progress import Progress, warn
-from lbm_lora.ranks import OutputNorm, Trial
+from lbm_lora.ranks import OutputNorm, Trial, WeightsOf
 
 
 def output_norm(
@@ -69,24 +70,29 @@ def output_norm(
             progress=progress,
         )
 
+    def shrunk(ridge: float) -> WeightsOf:
+        return partial(statistics.shrunk, ridge=ridge)
+
+    return replace(_norm(statistics, path), open_trial=open_trial, shrunk=shrunk)
+
+
+def _norm(statistics: Statistics, path: Path) -> OutputNorm:
     return OutputNorm(
         name=path.name,
         weights_of=statistics.__getitem__,
         vector_moment_of=statistics.vectors.get,
         energy=statistics.output_energy,
-        open_trial=open_trial,
-        shrunk=lambda ridge: partial(statistics.shrunk, ridge=ridge),
     )
 
 
 def keeping_unmeasured(plan: Plan, statistics: Statistics) -> Plan:
     """Return the plan with the weights dense that changed and are not used as matrices; a warning names them."""
-    base, tuned = plan.pairing.base, plan.pairing.tuned
-    shapes = plan.shapes()
-    changed: dict[ModuleName, str] = {}
-    for module, reason in statistics.unmeasured.items():
-        if module in shapes and not torch.equal(base.read(weight_of(module)), tuned.read(weight_of(module))):
-            changed[module] = f"{reason}, not measured"
+    base, tuned, shapes = plan.pairing.base, plan.pairing.tuned, plan.shapes()
+    changed = {
+        module: f"{reason}, not measured"
+        for module, reason in statistics.unmeasured.items()
+        if module in shapes and not torch.equal(base.read(weight_of(module)), tuned.read(weight_of(module)))
+    }
     if changed:
         values = sum(math.prod(shapes[module]) for module in changed)
         warn(
@@ -124,20 +130,11 @@ def lora_norm(statistics: Statistics, adapter: Adapter, modules: Collection[Modu
             " TUNED ...",
         )
     check_measured(statistics, path, modules)
-    return OutputNorm(
-        name=path.name,
-        weights_of=statistics.__getitem__,
-        vector_moment_of=statistics.vectors.get,
-        energy=statistics.output_energy,
-    )
+    return _norm(statistics, path)
 
 
 def check_measured(statistics: Statistics, path: Path, modules: Collection[ModuleName]) -> None:
-    """Check that statistics cover modules, or know why they do not.
-
-    Raises:
-        CheckpointError: they lack a module.
-    """
+    """Check that statistics cover modules, or know why they do not."""
     missing = [module for module in modules if module not in statistics and module not in statistics.unmeasured]
     if missing:
         raise CheckpointError(

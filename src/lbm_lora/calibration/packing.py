@@ -60,7 +60,7 @@ def unpack_moment(keys: Mapping[str, TensorSpec], read: Callable[[str], Tensor],
 
     Raises:
         KeyError: a tensor is missing.
-        ValueError: a tensor has the wrong shape.
+        ValueError: a tensor has the wrong shape, or a value is out of range.
     """
 
     def checked(key: str, *shape: int, has_columns: bool = False) -> Tensor:
@@ -74,17 +74,17 @@ def unpack_moment(keys: Mapping[str, TensorSpec], read: Callable[[str], Tensor],
 
     values = size * (size + 1) // 2
     if TRIANGLE in keys:
-        return Moment(dense=_symmetric(checked(TRIANGLE, values), size))
+        above = torch.zeros(size, size)  # of format 1: the values on and above the diagonal, row by row
+        above[_below(size, above.device).mT] = checked(TRIANGLE, values)
+        return Moment(dense=above + above.triu(1).mT)
     if LOWER in keys:
         lower = _multiplied(square_of(checked(LOWER, values), size), checked(NORMS, size))
-        return _finite(Moment(dense=lower @ lower.mT))
-    factor = checked(FACTOR, size, has_columns=True) if FACTOR in keys else None
-    if factor is not None and NORMS in keys:
-        factor = _multiplied(factor, checked(NORMS, size))
-    return _finite(Moment(diagonal=checked(DIAGONAL, size), factor=factor))
-
-
-def _finite(moment: Moment) -> Moment:
+        moment = Moment(dense=lower @ lower.mT)
+    else:
+        factor = checked(FACTOR, size, has_columns=True) if FACTOR in keys else None
+        if factor is not None and NORMS in keys:
+            factor = _multiplied(factor, checked(NORMS, size))
+        moment = Moment(diagonal=checked(DIAGONAL, size), factor=factor)
     if not torch.isfinite(moment.variances()).all():
         raise ValueError("its values leave the range of fp32 once they are multiplied")
     return moment
@@ -100,13 +100,6 @@ def square_of(triangle: Float[Tensor, " values"], size: int) -> Float[Tensor, "n
     matrix = triangle.new_zeros(size, size)
     matrix[_below(size, triangle.device)] = triangle
     return matrix
-
-
-def _symmetric(triangle: Float[Tensor, " values"], size: int) -> Float[Tensor, "n n"]:
-    """Return a moment of format 1, which holds the values on and above the diagonal, row by row."""
-    above = triangle.new_zeros(size, size)
-    above[_below(size, triangle.device).mT] = triangle
-    return above + above.triu(1).mT
 
 
 def _lower(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:

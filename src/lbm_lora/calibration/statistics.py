@@ -4,7 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from lbm_lora.calibration.layers import CalledLayer
+from lbm_lora.checkpoint import dtype_name
 from lbm_lora.configs.values import CONV_DENSE_UP_TO, DENSE_UP_TO, SKETCH_RANK, SMALLEST_SIZE
 from lbm_lora.errors import ConfigError, plural
 from lbm_lora.factorize import RIDGE, Moment, Weights
@@ -32,9 +35,6 @@ class CalibrationSettings:
         sketch_rank: columns of the sketch for wider sides.
         conv_dense_up_to: the most inputs that a conv's kernel covers, in * kh * kw, with a dense moment; more get a
             sketch. 0: moments cover the channels only, and positions of the kernel count as uncorrelated.
-
-    Raises:
-        ConfigError: a value is invalid.
     """
 
     timesteps: tuple[float, ...] = ()
@@ -57,6 +57,32 @@ class CalibrationSettings:
     def probes_for(self, images: int) -> int:
         """Return the probes per image and timestep for this number of images."""
         return self.probes or (_PROBES_OF_FEW if images < FEW_IMAGES else 1)
+
+    def origin(
+        self,
+        *,
+        tuned: str,
+        count: int,
+        dtype: torch.dtype,
+        images: str = "",
+        schedule: Schedule = (),
+        around: str = "",
+    ) -> "Origin":
+        """Return the origin of statistics that are measured with these settings."""
+        return Origin(
+            tuned=tuned,
+            images=images,
+            count=count,
+            schedule=schedule,
+            probes=self.probes_for(count),
+            size=self.size,
+            seed=self.seed,
+            dense_up_to=self.dense_up_to,
+            sketch_rank=self.sketch_rank,
+            dtype=dtype_name(dtype),
+            conv_dense_up_to=self.conv_dense_up_to,
+            around=around,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +162,6 @@ class Statistics(Mapping[ModuleName, Weights]):
 
         An error E in its matrix changes the network's output, in summed squares and averaged over images and timesteps,
         by about scale * tr(G E C E^T).
-
-        Raises:
-            KeyError: the layer was not measured.
         """
         layer = self.layers[name]
         inputs, outputs = self.inputs[layer.inputs], self.outputs[name]
@@ -152,9 +175,6 @@ class Statistics(Mapping[ModuleName, Weights]):
         """Return the weights of one layer with another ridge r: C and G become (1 - s) C + s (tr C / n) I.
 
         s is r / (1 + r), so that the cost of an average error stays the same.
-
-        Raises:
-            KeyError: the layer was not measured.
         """
         found = self[name]
         return replace(found, ridge=ridge, scale=found.scale / (1 + ridge) ** 2)

@@ -31,24 +31,21 @@ from lbm_lora.plain_text import parse_json
 from lbm_lora.ranks import SHIFTS
 
 FORMAT = "2"
-
 _READ = ("1", FORMAT)
 
 _WIDEST = 2**24  # channels of a layer
 _ROW = 4  # values of a check; older files have two, and points that are in their moments
 
-_FORMAT_KEY = STATISTICS_KEY
 _FACTS_KEY = "lbm_lora_statistics_facts"
 
 
 def save_statistics(statistics: Statistics, path: Path) -> None:
-    """Write statistics atomically. Sums become moments twice, so that only one moment is in memory at a time.
-
-    Raises:
-        OutputError: the path cannot be written.
-        InputError: a moment is not finite.
-    """
-    checks = _checks(statistics)
+    """Write statistics atomically. Sums become moments twice, so that only one moment is in memory at a time."""
+    checks: dict[str, Tensor] = {}
+    for index, check in enumerate(statistics.checks):
+        if check.point is not None:
+            checks[f"checks.{index}"] = check.point.state
+        checks[f"checks.{index}.wanted"] = check.wanted
     specs = {key: TensorSpec.of(tensor) for key, tensor in checks.items()}
     for prefix, moment in _moments(statistics):
         specs |= {f"{prefix}.{part}": spec for part, spec in packed_specs(moment).items()}
@@ -67,7 +64,7 @@ def load_statistics(path: Path | str) -> Statistics:
         CheckpointError: the file cannot be read, or does not hold statistics of this format.
     """
     file = open_checkpoint(path)
-    found = file.metadata.get(_FORMAT_KEY)
+    found = file.metadata.get(STATISTICS_KEY)
     if found not in _READ:
         kind = kind_of(file.specs, file.metadata)
         what = f"holds statistics of format {found}" if found else "holds no calibration statistics"
@@ -103,11 +100,7 @@ def load_statistics(path: Path | str) -> Statistics:
 
 
 def _check_numbers(facts: Mapping[str, Any], layers: Mapping[ModuleName, CalledLayer]) -> None:
-    """Check the numbers that everything else is computed from.
-
-    Raises:
-        ValueError: a number is negative or not finite, a shape is not one, or a layer's inputs were not measured.
-    """
+    """Check the numbers that everything else is computed from; a ValueError says which is malformed."""
     numbers = [facts["output_values"], facts["output_energy"], *(row[2] for row in facts["layers"].values())]
     numbers += [number for pair in (*facts["origin"]["schedule"], *facts["checks"]) for number in pair[:2]]
     if not all(type(number) in (int, float) and 0 <= number < math.inf for number in numbers):
@@ -140,11 +133,6 @@ def _check(file: Checkpoint, index: int, timestep: float, probability: float, ki
 
 
 def _finite(file: Checkpoint, key: str) -> Tensor:
-    """Read a tensor.
-
-    Raises:
-        CheckpointError: a value is not finite, or neither fp32 nor fp16.
-    """
     tensor = file.read(key)
     if tensor.dtype not in (torch.float32, torch.float16) or not is_finite(tensor):
         raise CheckpointError(
@@ -160,12 +148,7 @@ Name = TypeVar("Name", ModuleName, ParamName)
 
 
 class _StoredMoments(Mapping[Name, Moment]):
-    """Moments of one side in a file.
-
-    Args:
-        specs: the specs of each moment's tensors, by prefix and part.
-        widths: width of each moment.
-    """
+    """Moments of one side in a file, by name, with the width of each."""
 
     def __init__(self, file: Checkpoint, specs: _Specs, side: str, widths: Mapping[Name, int]) -> None:
         self._file, self._specs, self._side, self._widths = file, specs, side, widths
@@ -213,16 +196,6 @@ def _moments(statistics: Statistics) -> Iterator[tuple[str, Moment]]:
     yield from ((f"vectors.{name}", moment) for name, moment in statistics.vectors.items())
 
 
-def _checks(statistics: Statistics) -> dict[str, Tensor]:
-    """Return the tensors of the checks by key."""
-    found: dict[str, Tensor] = {}
-    for index, check in enumerate(statistics.checks):
-        if check.point is not None:
-            found[f"checks.{index}"] = check.point.state
-        found[f"checks.{index}.wanted"] = check.wanted
-    return found
-
-
 def _metadata(statistics: Statistics) -> dict[str, str]:
     facts = {
         "origin": asdict(statistics.origin),
@@ -234,7 +207,7 @@ def _metadata(statistics: Statistics) -> dict[str, str]:
         "vectors": {name: moment.size for name, moment in statistics.vectors.items()},
         "layers": {n: (layer.shape, layer.inputs, statistics.gradients[n]) for n, layer in statistics.layers.items()},
     }
-    return {_FORMAT_KEY: FORMAT, _FACTS_KEY: json.dumps(facts, separators=(",", ":"))}
+    return {STATISTICS_KEY: FORMAT, _FACTS_KEY: json.dumps(facts, separators=(",", ":"))}
 
 
 def _row(check: Check) -> tuple[float, float, str, int]:

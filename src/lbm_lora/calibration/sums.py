@@ -2,27 +2,25 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lbm_lora.calibration.layers import CalledLayer
+from lbm_lora.calibration.layers import CalledLayer, vectors
 from lbm_lora.calibration.statistics import Origin
-from lbm_lora.call_start import call_start
 from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, open_checkpoint
 from lbm_lora.configs.values import VECTOR_DENSE_UP_TO, VECTOR_SKETCH_RANK
 from lbm_lora.errors import ConfigError, Option
 from lbm_lora.factorize import MomentAccumulator
+from lbm_lora.files import is_ours
 from lbm_lora.naming import ModuleName, ParamName
-from lbm_lora.own_file import OwnFile
-from lbm_lora.ownership import is_ours
 
-Accumulators = dict[ModuleName, MomentAccumulator]
-VectorAccumulators = dict[ParamName, MomentAccumulator]
+Name = TypeVar("Name", ModuleName, ParamName)
 
 _TOTALS = "totals"
 _GRADIENTS = "gradients"
@@ -43,47 +41,37 @@ class Sums:
         energy: sum of the squared norm of the network's output.
     """
 
-    inputs: Accumulators
-    outputs: Accumulators
+    inputs: dict[ModuleName, MomentAccumulator]
+    outputs: dict[ModuleName, MomentAccumulator]
     gradients: dict[ModuleName, float]
-    vectors: VectorAccumulators = field(default_factory=VectorAccumulators)
+    vectors: dict[ParamName, MomentAccumulator]
     images: int = 0
     values: float = 0.0
     energy: float = 0.0
 
     @classmethod
     def empty(
-        cls,
-        layers: Mapping[ModuleName, CalledLayer],
-        vectors: Mapping[ParamName, int],
-        *,
-        dense_up_to: int,
-        sketch_rank: int,
-        conv_dense_up_to: int = 0,
-        seed: int,
-        device: torch.device,
+        cls, layers: Mapping[ModuleName, CalledLayer], network: nn.Module, origin: Origin, device: torch.device
     ) -> "Sums":
-        """Return zeros for each of the layers and vectors; the options are those of `MomentAccumulator` for layers.
-
-        Args:
-            vectors: the length of each.
-            conv_dense_up_to: see `CalibrationSettings`.
-        """
-        narrow = {"dense_up_to": VECTOR_DENSE_UP_TO, "sketch_rank": VECTOR_SKETCH_RANK}
-        zeros = partial(MomentAccumulator, dense_up_to=dense_up_to, sketch_rank=sketch_rank, seed=seed, device=device)
+        """Return zeros for each of the layers, and of the network's vectors."""
+        zeros = partial(
+            MomentAccumulator,
+            dense_up_to=origin.dense_up_to,
+            sketch_rank=origin.sketch_rank,
+            seed=origin.seed,
+            device=device,
+        )
+        narrow = partial(zeros, dense_up_to=VECTOR_DENSE_UP_TO, sketch_rank=VECTOR_SKETCH_RANK)
+        whole = origin.conv_dense_up_to
         return cls(
             inputs={
-                name: zeros(layer.columns, dense_up_to=conv_dense_up_to)
-                if layer.repeat > 1 and conv_dense_up_to
-                else zeros(layer.shape[1])
-                for name, layer in layers.items()
-                if layer.inputs == name
+                name: zeros(one.columns, dense_up_to=whole) if one.repeat > 1 and whole else zeros(one.shape[1])
+                for name, one in layers.items()
+                if one.inputs == name
             },
             outputs={name: zeros(layer.shape[0]) for name, layer in layers.items()},
             gradients=dict.fromkeys(layers, 0.0),
-            vectors={
-                name: MomentAccumulator(size, seed=seed, device=device, **narrow) for name, size in vectors.items()
-            },
+            vectors={name: narrow(vector.numel()) for name, vector in vectors(network)},
         )
 
     def state(self) -> dict[str, Tensor]:
@@ -99,13 +87,13 @@ class Sums:
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "Sums":
         """Invert `state`; summing continues in the given tensors."""
-        outputs = {ModuleName(name): accumulator for name, accumulator in _unpacked("outputs", state).items()}
+        outputs = _unpacked(ModuleName, "outputs", state)
         images, values, energy = state[_TOTALS].tolist()
         return cls(
-            inputs={ModuleName(name): accumulator for name, accumulator in _unpacked("inputs", state).items()},
+            inputs=_unpacked(ModuleName, "inputs", state),
             outputs=outputs,
             gradients=dict(zip(outputs, state[_GRADIENTS].tolist(), strict=True)),
-            vectors={ParamName(name): accumulator for name, accumulator in _unpacked("vectors", state).items()},
+            vectors=_unpacked(ParamName, "vectors", state),
             images=int(images),
             values=values,
             energy=energy,
@@ -123,7 +111,6 @@ class PartialFile:
     def __init__(self, output: Path, *, overwrite: bool = False) -> None:
         self.overwrite = overwrite
         self.path = output.with_name(f"{output.stem}.partial.safetensors")
-        self._file, self._is_own = OwnFile(self.path), False
 
     def load(self, origin: Origin, device: torch.device) -> Sums | None:
         """Return the saved sums of a run with the same origin; None if there are none, or if they may be replaced.
@@ -134,59 +121,46 @@ class PartialFile:
         """
         if not self.path.exists():
             return None
-        self._file.note()
         with open_checkpoint(self.path) as file:
-            if file.metadata.get(_ORIGIN_KEY) != _identity(origin):
-                if self.overwrite and not call_start().has_appeared(self.path):
-                    return None
-                raise ConfigError(
-                    f"{self.path} holds the unfinished sums of a calibration with other inputs or settings. Run that "
-                    "one again to finish it, move the file, or use ",
-                    Option("overwrite"),
-                    " to replace it.",
-                )
-            self._is_own = True
-            return Sums.from_state({key: file.read(key).to(device, copy=True) for key in file.specs})
+            if file.metadata.get(_ORIGIN_KEY) == _identity(origin):
+                return Sums.from_state({key: file.read(key).to(device, copy=True) for key in file.specs})
+        if self.overwrite:
+            return None
+        raise ConfigError(
+            f"{self.path} holds the unfinished sums of a calibration with other inputs or settings. Run that one again "
+            "to finish it, move the file, or use ",
+            Option("overwrite"),
+            " to replace it.",
+        )
 
     def save(self, sums: Sums, origin: Origin) -> None:
-        """Write the sums atomically.
-
-        Raises:
-            OutputError: the file is another run's by now.
-        """
+        """Write the sums atomically."""
         state = sums.state()
         specs = {key: TensorSpec.of(tensor) for key, tensor in state.items()}
-        header = {_ORIGIN_KEY: _identity(origin)}
-        with self._file.written(), SafetensorsWriter(self.path, specs, metadata=header) as writer:
+        with SafetensorsWriter(self.path, specs, metadata={_ORIGIN_KEY: _identity(origin)}) as writer:
             for key, tensor in state.items():
                 writer.write(key, tensor)
-        self._is_own = True
 
     def remove(self) -> None:
-        """Remove the file, unless it is somebody else's or another run's."""
-        if self._is_own:
-            self._file.remove()
+        self.path.unlink(missing_ok=True)
 
-    @staticmethod
-    def is_one(path: Path) -> bool:
-        """Return whether a file holds unfinished sums."""
-        return is_ours(path, f'"{_ORIGIN_KEY}":"')
+    is_one = staticmethod(is_ours)
 
 
 def _identity(origin: Origin) -> str:
     return json.dumps(asdict(origin))
 
 
-def _packed(side: str, accumulators: Accumulators | VectorAccumulators) -> dict[str, Tensor]:
+def _packed(side: str, accumulators: Mapping[Name, MomentAccumulator]) -> dict[str, Tensor]:
     """Return tensors by key: `inputs.MODULE.dense` and so on."""
     parts = ((name, accumulator.state()) for name, accumulator in accumulators.items())
     return {f"{side}.{name}.{key}": tensor for name, state in parts for key, tensor in state.items()}
 
 
-def _unpacked(side: str, state: Mapping[str, Tensor]) -> dict[str, MomentAccumulator]:
-    parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+def _unpacked(name_of: Callable[[str], Name], side: str, state: Mapping[str, Tensor]) -> dict[Name, MomentAccumulator]:
+    parts: defaultdict[Name, dict[str, Tensor]] = defaultdict(dict)
     for full_key, tensor in state.items():
         if full_key.startswith(f"{side}."):
             name, _, key = full_key.removeprefix(f"{side}.").rpartition(".")
-            parts[name][key] = tensor
+            parts[name_of(name)][key] = tensor
     return {name: MomentAccumulator.from_state(part) for name, part in parts.items()}

@@ -4,31 +4,5 @@ from lbm_lora.checkpoint.fingerprint import Fingerprint, FingerprintBuilder, dif
 from lbm_lora.checkpoint.kinds import NATIVE, STATISTICS_KEY, FileKind, kind_of
 from lbm_lora.checkpoint.pairing import Pairing, ParamPair, pair
 from lbm_lora.checkpoint.reader import Checkpoint, CheckpointLike, Component, open_checkpoint
-from lbm_lora.checkpoint.safetensors_writer import SafetensorsWriter, entry_bytes
-from lbm_lora.checkpoint.spec import TORCH_NAMES, TensorSpec, dtype_name, dtype_of
-from lbm_lora.checkpoint.torch_writer import TorchWriter
-
-__all__ = [
-    "Checkpoint",
-    "CheckpointLike",
-    "Component",
-    "FileKind",
-    "Fingerprint",
-    "NATIVE",
-    "STATISTICS_KEY",
-    "FingerprintBuilder",
-    "Pairing",
-    "ParamPair",
-    "SafetensorsWriter",
-    "TensorSpec",
-    "TorchWriter",
-    "differing",
-    "dtype_name",
-    "dtype_of",
-    "TORCH_NAMES",
-    "entry_bytes",
-    "fingerprint",
-    "kind_of",
-    "open_checkpoint",
-    "pair",
-]
+from lbm_lora.checkpoint.spec import TORCH_NAMES, TensorSpec, bytes_of, dtype_name, dtype_of
+from lbm_lora.checkpoint.writers import SafetensorsWriter, TorchWriter, entry_bytes

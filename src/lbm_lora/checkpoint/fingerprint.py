@@ -13,8 +13,7 @@ import torch
 import xxhash
 
 from lbm_lora.checkpoint.reader import Component
-from lbm_lora.checkpoint.safetensors_writer import bytes_of
-from lbm_lora.checkpoint.spec import TensorSpec
+from lbm_lora.checkpoint.spec import TensorSpec, bytes_of
 from lbm_lora.naming import ParamName
 from lbm_lora.parallel import ordered_map
 

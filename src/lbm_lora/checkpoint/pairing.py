@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lbm_lora.blocks import DeltaSums, Workspace, subtract
+from lbm_lora.blocks import DeltaSums, Workspace, is_finite, subtract
 from lbm_lora.checkpoint.kinds import kind_of
 from lbm_lora.checkpoint.reader import Component
 from lbm_lora.checkpoint.spec import TensorSpec
@@ -36,9 +36,6 @@ class Pairing:
 
         Args:
             workspace: provides the buffer for the delta; by default new memory is allocated.
-
-        Raises:
-            PairingError: a value of either side or of their difference is not finite.
         """
         base, tuned = self.base.read(name), self.tuned.read(name)
         shape = tuple(tuned.shape)
@@ -53,7 +50,7 @@ class Pairing:
             count = int((~torch.isfinite(tensor.float())).sum())
             if count:
                 # the run fails anyway, so there is time to find them all
-                others = [p.name for p in self.pairs if p.name != name and not _is_finite(component.read(p.name))]
+                others = [p.name for p in self.pairs if p.name != name and not is_finite(component.read(p.name))]
                 more = f" Other tensors with such values ({len(others)}): {listing(others)}." if others else ""
                 raise PairingError(
                     f"{name}: {count:,} of {tensor.numel():,} {side} values in {component.path} are not finite."
@@ -61,7 +58,7 @@ class Pairing:
                     Option("exclude"),
                     f" '{name}'.",
                 )
-        if not torch.isfinite(tuned.float() - base.float()).all():
+        if not is_finite(tuned.float() - base.float()):
             raise PairingError(
                 f"{name}: tuned - base leaves the range of fp32. To leave it out: ", Option("exclude"), f" '{name}'."
             )
@@ -75,9 +72,6 @@ def pair(base: Component, tuned: Component, *, excluded: frozenset[ParamName] = 
 
     Args:
         excluded: names that need not match; they are left out of the pairs.
-
-    Raises:
-        PairingError: names exist on one side only, shapes differ, or one side holds integers. Lists every such name.
     """
     for here, there, side in ((base, tuned, "base"), (tuned, base, "tuned")):
         alone = [name for name in here if name not in there and name not in excluded]
@@ -90,14 +84,22 @@ def pair(base: Component, tuned: Component, *, excluded: frozenset[ParamName] = 
                 f" '{alone[0]}' and so on.",
             )
     names = [name for name in tuned if name not in excluded]
-    unequal = [name for name in names if not _are_alike(base.specs[name], tuned.specs[name])]
+    unequal = [
+        name
+        for name in names
+        if base.specs[name].shape != tuned.specs[name].shape
+        or base.specs[name].is_floating != tuned.specs[name].is_floating
+    ]
     if unequal:
-        raise _unequal(base, tuned, unequal)
+        first, *others = unequal
+        rest = f" Shapes also differ for {listing(others)}." if others else ""
+        raise PairingError(
+            f"{first}: base {base.specs[first]} in {base.path.name}, tuned {tuned.specs[first]} in {tuned.path.name}."
+            f"{rest} Is this the checkpoint it was tuned from? To leave it out: ",
+            Option("exclude"),
+            f" '{first}'.",
+        )
     return Pairing(base, tuned, tuple(ParamPair(name, base.specs[name], tuned.specs[name]) for name in names))
-
-
-def _are_alike(one: TensorSpec, other: TensorSpec) -> bool:
-    return one.shape == other.shape and one.dtype.is_floating_point == other.dtype.is_floating_point
 
 
 def _kinds(base: Component, tuned: Component) -> str:
@@ -106,19 +108,3 @@ def _kinds(base: Component, tuned: Component) -> str:
     if one is None or other is None or one == other:
         return ""
     return f"{base.path.name} is {one.name}, {tuned.path.name} {other.name}. "
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    return bool(torch.isfinite(tensor.float()).all())
-
-
-def _unequal(base: Component, tuned: Component, names: list[ParamName]) -> PairingError:
-    """Return the error that shows the first pair of unequal shapes or kinds of numbers, and names the others."""
-    first = names[0]
-    rest = f" Shapes also differ for {listing(names[1:])}." if len(names) > 1 else ""
-    return PairingError(
-        f"{first}: base {base.specs[first]} in {base.path.name}, tuned {tuned.specs[first]} in {tuned.path.name}."
-        f"{rest} Is this the checkpoint it was tuned from? To leave it out: ",
-        Option("exclude"),
-        f" '{first}'.",
-    )

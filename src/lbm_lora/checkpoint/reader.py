@@ -7,7 +7,7 @@
 Names and shapes are read first; bytes on demand, in the order of the file.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from pathlib import Path
 from types import TracebackType
@@ -15,20 +15,23 @@ from typing import Protocol, cast, runtime_checkable
 
 import torch
 
-from lbm_lora.checkpoint.keys import normalized_keys
 from lbm_lora.checkpoint.kinds import kind_of
 from lbm_lora.checkpoint.safetensors_file import SafetensorsFile
 from lbm_lora.checkpoint.spec import TensorSpec
-from lbm_lora.checkpoint.state_dict import StateDict
 from lbm_lora.checkpoint.torch_file import TorchFile
 from lbm_lora.errors import CheckpointError, LbmLoraError, Option, listing
+from lbm_lora.files import check_regular
 from lbm_lora.missing_path import not_there
 from lbm_lora.naming import DENOISER_PREFIX, ParamName
 from lbm_lora.plain_text import TextError, parse_json, read_text
-from lbm_lora.regular_file import check_regular
 
 _INDEX = ".safetensors.index.json"
 _TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+_WRAPPERS = frozenset({"_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""Path segments added by torch.compile, Lightning, FSDP and activation checkpointing."""
+
+_AFTER_MODEL = frozenset({"module", "denoiser", "vae", "num_iterations", "lpips_loss", "conditioner"})
+"""Names that follow `model.` in an LBM training checkpoint."""
 
 
 @runtime_checkable
@@ -40,6 +43,27 @@ class _File(Protocol):
     @property
     def metadata(self) -> Mapping[str, str]: ...
     def read(self, name: str) -> torch.Tensor: ...
+
+
+class _StateDict:
+    """Tensors in memory, read by name as a file is."""
+
+    metadata: Mapping[str, str] = {}
+
+    def __init__(self, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+        for key, value in tensors.items():
+            if not isinstance(value, torch.Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise CheckpointError(
+                    f"{path}: {key} is of type {type(value).__name__}. A state dict holds tensors by name: "
+                    "give module.state_dict()."
+                )
+        if not tensors:
+            raise CheckpointError(f"{path} holds no tensors.")
+        self._tensors = tensors
+        self.specs: Mapping[str, TensorSpec] = {name: TensorSpec.of(tensor) for name, tensor in tensors.items()}
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._tensors[name].detach().cpu().contiguous()
 
 
 class Checkpoint:
@@ -58,7 +82,7 @@ class Checkpoint:
 
     def __init__(self, path: Path, files: Mapping[Path, _File]) -> None:
         self.path = path
-        self.in_memory = any(isinstance(file, StateDict) for file in files.values())
+        self.in_memory = any(isinstance(file, _StateDict) for file in files.values())
         self.files = () if self.in_memory else tuple(files)
         self.metadata: dict[str, str] = {}
         self.extra: dict[str, object] = {}
@@ -78,24 +102,22 @@ class Checkpoint:
         return {key: self.read(key) for key in self.specs}
 
     def read(self, key: str) -> torch.Tensor:
-        """Return a tensor in its storage dtype, as a view of the file.
-
-        Raises:
-            CheckpointError: the key does not exist.
-        """
+        """Return a tensor in its storage dtype, as a view of the file."""
         if key not in self._places:
             raise CheckpointError(f"{key} is not in {self.path}.")
         file, key_in_file = self._places[key]
         return file.read(key_in_file)
 
     def component(self, prefix: str | None = None) -> "Component":
-        """Return the part of the checkpoint under `prefix`; by default the denoiser of an LBM, else everything.
-
-        Raises:
-            CheckpointError: no key starts with the given prefix; without one, the file is a LoRA or statistics.
-        """
+        """Return the part of the checkpoint under `prefix`; by default the denoiser of an LBM, else everything."""
         if prefix is None:
-            self._check_kind()
+            kind = kind_of(self.specs, self.metadata)
+            if kind is not None and kind.role != "network":
+                raise CheckpointError(
+                    f"{self.path} is {kind.name}, not a checkpoint. Give the model's checkpoint here; it goes with ",
+                    Option("calibration" if kind.role == "statistics" else "lora_path"),
+                    ".",
+                )
             prefix = DENOISER_PREFIX if any(key.startswith(DENOISER_PREFIX) for key in self.specs) else ""
         names = [ParamName(key.removeprefix(prefix)) for key in self.specs if key.startswith(prefix)]
         if not names:
@@ -103,16 +125,6 @@ class Checkpoint:
                 f"{self.path} has no tensors under '{prefix}'. Its first keys: {listing(self.specs, limit=3)}."
             )
         return Component(self, prefix, {name: self.specs[prefix + name] for name in names})
-
-    def _check_kind(self) -> None:
-        kind = kind_of(self.specs, self.metadata)
-        if kind is not None and kind.role != "network":
-            option = Option("calibration" if kind.role == "statistics" else "lora_path")
-            raise CheckpointError(
-                f"{self.path} is {kind.name}, not a checkpoint. Give the model's checkpoint here; it goes with ",
-                option,
-                ".",
-            )
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -172,16 +184,15 @@ def open_checkpoint(checkpoint: CheckpointLike, *, label: str = "state dict") ->
     if isinstance(checkpoint, Checkpoint):
         return copy(checkpoint)
     if isinstance(checkpoint, Mapping):
-        return Checkpoint(Path(label), {Path(label): StateDict(Path(label), checkpoint)})
+        return Checkpoint(Path(label), {Path(label): _StateDict(Path(label), checkpoint)})
     path = Path(checkpoint)
     if not path.exists():
         raise CheckpointError(not_there(path, (".safetensors", *_TORCH_SUFFIXES)))
     try:
         listed = _one_of_folder(path) if path.is_dir() else path
-        files = {file: _open_file(file) for file in _files_of(listed)}
         if listed.name.endswith(_INDEX):
-            _check_places(listed, _weight_map(listed), files)
-        return Checkpoint(path, files)
+            return Checkpoint(path, _open_shards(listed))
+        return Checkpoint(path, {listed: _open_file(listed)})
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
     except ValueError as error:
@@ -190,46 +201,33 @@ def open_checkpoint(checkpoint: CheckpointLike, *, label: str = "state dict") ->
         raise CheckpointError(f"{path} names a file that no system has: {error}.") from None
 
 
-def _files_of(path: Path) -> list[Path]:
-    """Return the files behind a path: the file itself, or the shards of an index."""
-    if path.name.endswith(_INDEX):
-        names = list(dict.fromkeys(_weight_map(path).values()))
-        outside = [name for name in names if Path(name).name != name]
-        if outside:
-            raise CheckpointError(
-                f"{path} names shards outside its folder: {listing(outside, limit=3)}. Only files beside it are read."
-            )
-        shards = [path.parent / name for name in names]
-        missing = [shard.name for shard in shards if not shard.exists()]
-        if missing:
-            raise CheckpointError(f"{path} lists missing shards: {listing(missing)}. Download them to its folder.")
-        return shards
-    return [path]
-
-
-def _weight_map(path: Path) -> dict[str, str]:
-    """Return the shard of each key, as an index says.
-
-    Raises:
-        CheckpointError: it is not an index of shards.
-    """
+def _open_shards(index: Path) -> dict[Path, _File]:
+    """Return the shards of an index, which holds the shard of each key as its `weight_map`."""
     try:
-        weight_map = cast(dict[str, str], parse_json(read_text(path))["weight_map"])
-        if weight_map and all(isinstance(name, str) for name in weight_map.values()):  # pyright: ignore[reportUnnecessaryIsInstance]
-            return weight_map
+        weight_map = cast(dict[str, str], parse_json(read_text(index))["weight_map"])
+        names = list(dict.fromkeys(weight_map.values()))
+        outside = [name for name in names if Path(name).name != name]
     except (TextError, KeyError, AttributeError, TypeError):
-        pass
-    raise CheckpointError(f"{path} is not an index of shards: it has no readable `weight_map`.")
-
-
-def _check_places(path: Path, weight_map: Mapping[str, str], files: Mapping[Path, _File]) -> None:
-    """Check that each shard holds the keys that the index says it has."""
-    held = {file.name: file_specs.specs for file, file_specs in files.items()}
-    wrong = [f"{key} is not in {name}" for key, name in weight_map.items() if key not in held[name]]
+        names, weight_map, outside = [], {}, []
+    if not names:
+        raise CheckpointError(f"{index} is not an index of shards: it has no readable `weight_map`.")
+    if outside:
+        raise CheckpointError(
+            f"{index} names shards outside its folder: {listing(outside, limit=3)}. Only files beside it are read."
+        )
+    missing = [name for name in names if not (index.parent / name).exists()]
+    if missing:
+        raise CheckpointError(f"{index} lists missing shards: {listing(missing)}. Download them to its folder.")
+    files = {index.parent / name: _open_file(index.parent / name) for name in names}
+    wrong = [
+        f"{key} is not in {name}" for key, name in weight_map.items() if key not in files[index.parent / name].specs
+    ]
     if wrong:
         raise CheckpointError(
-            f"{path} does not belong to its shards: {listing(wrong, limit=3)}. Download the index and its shards again."
+            f"{index} does not belong to its shards: {listing(wrong, limit=3)}. "
+            "Download the index and its shards again."
         )
+    return files
 
 
 def _one_of_folder(folder: Path) -> Path:
@@ -253,3 +251,31 @@ def _open_file(path: Path) -> _File:
     raise CheckpointError(
         f"{path}: a checkpoint is a .safetensors, {', '.join(_TORCH_SUFFIXES)} file or an index of shards."
     )
+
+
+def normalized(key: str) -> str:
+    """Remove wrapper names: `model.denoiser._orig_mod.conv_in.weight` -> `denoiser.conv_in.weight`.
+
+    Wrapper segments are removed anywhere; `module.` (DDP) only at the front, where it cannot be a network's own name;
+    `model.` (Lightning) only before the components of an LBM.
+    """
+    segments = [segment for segment in key.split(".") if segment not in _WRAPPERS]
+    while len(segments) > 1 and (segments[0] == "module" or (segments[0] == "model" and segments[1] in _AFTER_MODEL)):
+        del segments[0]
+    return ".".join(segments)
+
+
+def normalized_keys(keys: Iterable[str], where: object) -> dict[str, str]:
+    """Map each normalized key to the key in the file, in the file's order."""
+    result: dict[str, str] = {}
+    clashes: list[str] = []
+    for key in keys:
+        short = normalized(key)
+        if short in result:
+            clashes.append(f"{result[short]} and {key}")
+        result[short] = key
+    if clashes:
+        raise CheckpointError(
+            f"{where}: these keys are the same without their wrappers: {listing(clashes)}. Remove one of each pair."
+        )
+    return result

@@ -53,7 +53,6 @@ class SafetensorsFile:
             )
 
     def read(self, name: str) -> torch.Tensor:
-        """Return the tensor `name` in its storage dtype, as a view of the file."""
         spec = self.specs[name]
         if spec.numel == 0:
             return torch.empty(spec.shape, dtype=spec.dtype)

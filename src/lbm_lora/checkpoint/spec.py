@@ -1,4 +1,4 @@
-"""Dtype and shape of a tensor, known before its bytes are read."""
+"""Dtype, shape and bytes of a tensor; the first two are known before the bytes are read."""
 
 import math
 from dataclasses import dataclass
@@ -44,11 +44,7 @@ class TensorSpec:
 
     @property
     def code(self) -> str:
-        """The dtype as a safetensors header spells it.
-
-        Raises:
-            CheckpointError: safetensors does not support the dtype.
-        """
+        """The dtype as a safetensors header spells it."""
         if self.dtype not in _CODES:
             raise CheckpointError(f"{self.dtype} cannot be stored in a safetensors file. Cast the tensor first.")
         return _CODES[self.dtype]
@@ -58,11 +54,16 @@ class TensorSpec:
         return self.dtype.is_floating_point
 
     def __str__(self) -> str:
-        return f"{self.shape} {_SHORT.get(self.dtype, str(self.dtype).removeprefix('torch.'))}"
+        return f"{self.shape} {dtype_name(self.dtype)}"
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> "TensorSpec":
         return cls(dtype=tensor.dtype, shape=tuple(tensor.shape))
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """Return the bytes of a tensor in C order, without a copy if it is already contiguous."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -75,11 +76,7 @@ TORCH_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in _SHORT}
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """Return the torch dtype for `float`, `fp32`, `fp16` or `bf16`, or for torch's own name of one: `float32`.
-
-    Raises:
-        ConfigError: any other name.
-    """
+    """Return the torch dtype for `float`, `fp32`, `fp16` or `bf16`, or for torch's own name of one: `float32`."""
     known = {"float": torch.float32, **{short: dtype for dtype, short in _SHORT.items()}, **TORCH_NAMES}
     if name.removeprefix("torch.") not in known:
         raise ConfigError(f"unknown dtype '{name}'. Choose one of {', '.join(known)}.")

@@ -47,18 +47,10 @@ _STORAGE_DTYPES = {
 
 
 @dataclass(frozen=True)
-class _Storage:
-    """A storage, as named in the pickle. Its dtype is None where it is none that a network has."""
+class _LazyTensor:
+    """A tensor, as described in the pickle. Its dtype is None where it is none that a network has."""
 
     key: str
-    dtype: torch.dtype | None
-
-
-@dataclass(frozen=True)
-class _LazyTensor:
-    """A tensor, as described in the pickle."""
-
-    storage: _Storage
     dtype: torch.dtype | None
     offset: int
     shape: tuple[int, ...]
@@ -68,40 +60,33 @@ class _LazyTensor:
 class _Inert:
     """Stand-in for an object whose class is not loaded. It accepts any call and does nothing."""
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
-
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
+    def __setstate__(self, state: object) -> None: ...
+    def __setitem__(self, key: object, value: object) -> None: ...
+    def append(self, item: object) -> None: ...
+    def extend(self, items: object) -> None: ...
     def __call__(self, *args: object, **kwargs: object) -> "_Inert":
         return self
 
-    def __setstate__(self, state: object) -> None:
-        pass
 
-    def __setitem__(self, key: object, value: object) -> None:
-        pass
-
-    def append(self, item: object) -> None:
-        pass
-
-    def extend(self, items: object) -> None:
-        pass
+_Storage = tuple[str, torch.dtype | None]  # key and dtype
 
 
 def _rebuild(
     storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: object
 ) -> _LazyTensor:
-    """Replace `torch._utils._rebuild_tensor`, `_v2` and `_v3` (with a dtype as fifth extra argument), without bytes."""
-    dtype = next((item for item in rest if isinstance(item, torch.dtype)), storage.dtype)
-    return _LazyTensor(storage, dtype, offset, tuple(size), tuple(stride))
+    """Describe a tensor; `_rebuild_tensor_v3` says its dtype itself."""
+    key, dtype = storage
+    dtype = next((item for item in rest if isinstance(item, torch.dtype)), dtype)
+    return _LazyTensor(key, dtype, offset, tuple(size), tuple(stride))
 
 
 def _first(value: object, *rest: object) -> object:
-    """Replace `torch._utils._rebuild_parameter`: return the tensor itself."""
     return value
 
 
 def _rebuild_from_type(rebuild: object, kind: object, arguments: tuple[object, ...], *rest: object) -> object:
-    """Replace `torch._tensor._rebuild_from_type_v2`: return the tensor, without its extra attributes."""
+    """Return the tensor without its extra attributes."""
     return rebuild(*arguments) if rebuild in (_rebuild, _first) else _Inert()  # pyright: ignore[reportCallIssue]
 
 
@@ -131,7 +116,7 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         _, dtype, key, *_ = cast(tuple[Any, ...], pid)
-        return _Storage(key=str(key), dtype=dtype if isinstance(dtype, torch.dtype) else None)
+        return str(key), dtype if isinstance(dtype, torch.dtype) else None
 
 
 class TorchFile:
@@ -152,7 +137,6 @@ class TorchFile:
         try:
             with zipfile.ZipFile(path) as archive, path.open("rb") as file:
                 root = _root(path, archive)
-                _check_byte_order(path, archive, f"{root}byteorder")
                 self._places = _places(archive, file, f"{root}data/")
                 tree = _Unpickler(io.BytesIO(_checked_pickle(path, archive, f"{root}data.pkl"))).load()
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -169,7 +153,7 @@ class TorchFile:
 
     def _spec(self, name: str, lazy: _LazyTensor) -> TensorSpec:
         """Return a tensor's dtype and shape, checked against the bytes that the file holds for it."""
-        if lazy.storage.key not in self._places:
+        if lazy.key not in self._places:
             raise CheckpointError(f"{self.path}: {name} has no data. The file is damaged: download it again.")
         numbers = (lazy.offset, *lazy.shape, *lazy.stride)
         are_sizes = all(type(number) is int and 0 <= number < 2**63 for number in numbers)
@@ -178,7 +162,7 @@ class TorchFile:
                 f"{self.path}: {name} has the dtype {lazy.dtype or 'of another program'} and the shape "
                 f"{str(lazy.shape)[:100]}, which no weight has."
             )
-        spec, nbytes = TensorSpec(lazy.dtype, lazy.shape), self._places[lazy.storage.key][1]
+        spec, nbytes = TensorSpec(lazy.dtype, lazy.shape), self._places[lazy.key][1]
         if spec.nbytes > nbytes:
             raise CheckpointError(
                 f"{self.path}: {name} is {spec}, but has only {nbytes:,} bytes. The file is damaged: download it again."
@@ -188,7 +172,7 @@ class TorchFile:
     def read(self, name: str) -> torch.Tensor:
         """Return the tensor `name` in its storage dtype, as a view of the file."""
         lazy, dtype = self._tensors[name], self.specs[name].dtype
-        offset, nbytes = self._places[lazy.storage.key]
+        offset, nbytes = self._places[lazy.key]
         try:
             flat = torch.empty(0, dtype=torch.uint8)
             if nbytes:
@@ -213,10 +197,13 @@ def _is_archive(path: Path) -> bool:
 
 def _root(path: Path, archive: zipfile.ZipFile) -> str:
     """Return the archive's top folder, with a slash."""
-    for name in archive.namelist():
-        if name.endswith("/data.pkl"):
-            return name.removesuffix("data.pkl")
-    raise CheckpointError(f"{path} is a zip archive, but torch.save did not write it: it has no data.pkl.")
+    names = archive.namelist()
+    root = next((name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")), None)
+    if root is None:
+        raise CheckpointError(f"{path} is a zip archive, but torch.save did not write it: it has no data.pkl.")
+    if f"{root}byteorder" in names and archive.read(f"{root}byteorder")[:16].strip() == b"big":
+        raise CheckpointError(f"{path} was written on a big-endian machine. Save it again on a little-endian one.")
+    return root
 
 
 def _checked_pickle(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
@@ -232,11 +219,6 @@ def _checked_pickle(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
         if opcode.name in _MEMO_PUTS and int(argument or 0) > count:
             raise CheckpointError(f"{path}: its pickle asks for memory that it does not use. The file is not safe.")
     return data
-
-
-def _check_byte_order(path: Path, archive: zipfile.ZipFile, name: str) -> None:
-    if name in archive.namelist() and archive.read(name)[:16].strip() == b"big":
-        raise CheckpointError(f"{path} was written on a big-endian machine. Save it again on a little-endian one.")
 
 
 def _places(archive: zipfile.ZipFile, file: IO[bytes], folder: str) -> dict[str, tuple[int, int]]:
@@ -266,28 +248,23 @@ def _split(path: Path, tree: object) -> tuple[dict[str, _LazyTensor], dict[str, 
     tensors = {str(key): value for key, value in state.items() if isinstance(value, _LazyTensor)}
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors, neither at the top level nor in {' or '.join(_CONTAINERS)}.")
-    rest = {str(k): v for k, v in entries.items() if k != container and not isinstance(v, _LazyTensor)}
-    return tensors, {
-        key: value for key, value in rest.items() if _plain_values(value, _MAX_VALUES, _MAX_DEPTH) is not None
-    }
+    rest = {str(key): value for key, value in entries.items() if key != container}
+    return tensors, {key: value for key, value in rest.items() if _is_plain(value)}
 
 
-def _plain_values(value: object, most: int, depth: int) -> int | None:
-    """Return the number of values in a value of numbers, strings and containers; None for anything else.
+def _is_plain(value: object) -> bool:
+    """Return whether a value is made of numbers, strings and containers.
 
-    None too for more than `most`, or nested deeper than `depth`: a list may contain itself, or one part many times.
+    A list may contain itself, or one part many times: deeper or larger ones than any settings count as not plain.
     """
-    if isinstance(value, dict):
-        parts = list(cast(dict[object, object], value).values())
-    elif isinstance(value, (list, tuple)):
-        parts = list(cast(list[object], value))
-    else:
-        is_plain = value is None or isinstance(value, (bool, int, float, str))
-        return 1 if is_plain and most > 0 else None
-    count = 1
-    for part in parts:
-        found = _plain_values(part, most - count, depth - 1) if depth else None
-        if found is None:
-            return None
-        count += found
-    return count
+    level, count = [value], 0
+    for _ in range(_MAX_DEPTH):
+        count += len(level)
+        containers = [one for one in level if isinstance(one, (dict, list, tuple))]
+        others = (one for one in level if not isinstance(one, (dict, list, tuple)))
+        if count > _MAX_VALUES or not all(one is None or isinstance(one, (bool, int, float, str)) for one in others):
+            return False
+        level = [part for one in containers for part in (one.values() if isinstance(one, dict) else one)]
+        if not level:
+            return True
+    return False

@@ -1,29 +1,17 @@
 """Adapters to one adapter (layer L3)."""
 
-from lbm_lora.combine.merge import Ranks, added_ranks, chosen_ranks, lossless_ranks, store_merged
+from lbm_lora.combine.merge import (
+    MergedAdapter,
+    MergeOptions,
+    Ranks,
+    added_ranks,
+    chosen_ranks,
+    lossless_ranks,
+    merge_adapters,
+    merge_rule,
+)
 from lbm_lora.combine.merge_base import MergedBase, merged_base
-from lbm_lora.combine.merge_options import merge_rule
-from lbm_lora.combine.merged_adapter import MergedAdapter, merge_adapters
 from lbm_lora.combine.methods import combine_by
 from lbm_lora.combine.products import Products, Summand
 from lbm_lora.combine.resize import Resized, resize_adapter
 from lbm_lora.combine.shrink import Shrinking
-
-__all__ = [
-    "MergedAdapter",
-    "MergedBase",
-    "Products",
-    "Ranks",
-    "Resized",
-    "Shrinking",
-    "Summand",
-    "added_ranks",
-    "chosen_ranks",
-    "combine_by",
-    "lossless_ranks",
-    "merge_adapters",
-    "merge_rule",
-    "merged_base",
-    "resize_adapter",
-    "store_merged",
-]

@@ -3,36 +3,221 @@
 Never the factors separately: s A1 B1 + t A2 B2 is not (s A1 + t A2) (s B1 + t B2), which adds cross terms.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lbm_lora.adapter import (
+    FORMAT,
+    Adapter,
     AdapterBuilder,
     AdapterMetadata,
-    AdapterWriter,
     Ledger,
+    LoraScale,
     Status,
+    common_dtype,
+    extraction_facts,
     module_bytes,
+    precision,
     store_outcomes,
     stored_bytes,
 )
-from lbm_lora.combine.chooser import chooser_of
-from lbm_lora.combine.products import product_norm
-from lbm_lora.combine.shrink import Shrinking
-from lbm_lora.errors import AdapterError
+from lbm_lora.adapter.metadata import SETTINGS_KEY
+from lbm_lora.checkpoint import dtype_name
+from lbm_lora.combine.merge_base import MergedBase
+from lbm_lora.combine.methods import DENSITY, combine_by
+from lbm_lora.combine.products import Products, Summand, product_norm
+from lbm_lora.combine.shrink import Shrinking, chooser_of
+from lbm_lora.configs.values import MergeMethod
+from lbm_lora.errors import AdapterError, ConfigError, Option, give_one
 from lbm_lora.factorize import Factors, FixedRank, product_svd, rank_bound
 from lbm_lora.naming import ParamName, module_of
 from lbm_lora.parallel import ordered_map
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.ranks import Choice, OutputNorm, RankRule
+from lbm_lora.ranks import Choice, FixedRanks, OutputNorm, RankOptions, RankRule, rank_rule, unweighted
 
 TOLERANCE = 3e-7
 """Share of the norms of a delta's terms that is lost with the singular values of their rounding in fp32."""
 
 Ranks = Mapping[ParamName, int | None]
 """Rank of each matrix; None is the dense delta, 0 nothing."""
+
+WITH_DENSITY = ("ties", "dare", "knots")
+"""Methods that keep a share of the entries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions:
+    """How LoRAs become one; see the verb `merge`. `calibration` names the statistics, if errors are weighed by them."""
+
+    rank: int | None = None
+    conv_rank: int | None = None
+    max_size: str | None = None
+    max_error: float | None = None
+    max_output_error: float | None = None
+    exact: bool = False
+    method: MergeMethod = "sum"
+    density: float | None = None
+    seed: int = 0
+    calibration: Path | None = None
+    save_precision: str | None = None
+
+
+_LIMITS = ("rank", "max_size", "max_error", "max_output_error")
+
+
+def merge_rule(options: MergeOptions) -> RankRule | None:
+    """Return the rule that the options select; None if nothing is to be lost."""
+    asked = [name for name in ("exact", *_LIMITS) if getattr(options, name) not in (None, False)]
+    if len(asked) > 1:
+        raise give_one(asked[0], asked[1], "choose the ranks")
+    if options.exact and options.method != "sum":
+        raise ConfigError(
+            Option("exact"), " keeps the sum, ", Option("method"), f" {options.method} changes it. Give one of them."
+        )
+    if options.conv_rank is not None and options.rank is None:
+        raise ConfigError(Option("conv_rank"), " needs ", Option("rank"), ".")
+    if options.calibration is not None and (options.exact or not asked):
+        raise ConfigError(
+            Option("calibration"), " weighs what is lost, but nothing is lost: add ", Option("rank"), ", ",
+            Option("max_size"), " or ", Option("max_output_error"), ".",
+        )  # fmt: skip
+    _check_density(options)
+    if not asked or options.exact:
+        return None
+    ranks = RankOptions(
+        rank=options.rank,
+        conv_rank=options.conv_rank,
+        max_size=() if options.max_size is None else (options.max_size,),
+        max_error=options.max_error,
+        max_output_error=options.max_output_error,
+    )
+    measure = Option("calibration", "STATISTICS")
+    return rank_rule(ranks, is_calibrated=options.calibration is not None, has_images=False, measure=measure)
+
+
+def _check_density(options: MergeOptions) -> None:
+    if options.density is None:
+        return
+    if options.method not in WITH_DENSITY:
+        raise ConfigError(
+            Option("density"), " is for ", Option("method"), f" ties, dare and knots, not for {options.method}."
+        )
+    if not 0 < options.density <= 1:
+        raise ConfigError(Option("density"), f" must be above 0 and at most 1, got {options.density:g}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedAdapter:
+    """What a merge made.
+
+    Attributes:
+        adapter: the LoRA if it was kept in memory; None if it was written.
+        ledger: a row for each parameter of the LoRAs, with the error as stored.
+    """
+
+    adapter: Adapter | None
+    ledger: Ledger
+
+
+def merge_adapters(
+    options: MergeOptions,
+    rule: RankRule | None,
+    loras: Sequence[tuple[Adapter, LoraScale]],
+    base: MergedBase,
+    path: Path | None,
+    *,
+    norm: OutputNorm | None = None,
+    progress: Progress = SILENT,
+) -> MergedAdapter:
+    """Merge LoRAs at their scales.
+
+    Args:
+        config: its paths name things for the metadata; nothing is read from them.
+        rule: for the ranks; None if nothing is to be lost.
+        path: the file to write; None for a LoRA that is kept in memory.
+        norm: output norm, if what is lost is weighted by it.
+    """
+    density = DENSITY if options.density is None else options.density
+    adapters = [adapter for adapter, _ in loras]
+    shrinking = Shrinking(
+        products=Products(
+            tuple(Summand.of(*one) for one in loras), combine_by(options.method, density=density, seed=options.seed)
+        ),
+        dtype=_stored_dtype(options, adapters),
+        prefix=next((adapter.prefix for adapter in adapters if adapter.prefix), ""),
+        weights_of=norm.weights_of if norm else unweighted,
+        left_out={},
+        keeps_factors=options.exact,
+    )
+    settings = _settings(options, rule, loras, density, shrinking.dtype)
+    header = AdapterMetadata(
+        FORMAT, base.fingerprint, base.tensors, base.tuned, facts={SETTINGS_KEY: json.dumps(settings)}
+    )
+    ranks = _ranks(options, rule, shrinking, header, norm, progress)
+    progress.start(len(shrinking.products.shapes), "merging")
+    choice = Choice(ranks=dict(ranks), nbytes=0, error_sq=0.0)
+    with ExitStack() as stack:
+        store = shrinking.store(path, ranks, header, stack)
+        (ledger,) = store_outcomes(shrinking.outcomes([choice]), [store], progress)
+        if not ledger.of(Status.LORA, Status.DENSE):
+            raise AdapterError("nothing is left of the LoRAs: at these scales they cancel out, or all scales are 0.")
+        linear, conv = ledger.highest_ranks()
+        errors = {"merge_error": ledger.total().relative_error}
+        facts = extraction_facts(rank=linear, conv_rank=conv, counts=ledger.counts(), errors=errors, settings=settings)
+        store.metadata = replace(header, facts=facts)
+    return MergedAdapter(adapter=store.adapter() if isinstance(store, AdapterBuilder) else None, ledger=ledger)
+
+
+def _stored_dtype(options: MergeOptions, adapters: Sequence[Adapter]) -> torch.dtype:
+    """Return the dtype asked for, else that of all LoRAs, else fp32; fp32 for exact factors."""
+    if options.save_precision is not None:
+        return precision(options.save_precision)
+    return torch.float32 if options.exact else common_dtype(adapters)
+
+
+def _ranks(
+    options: MergeOptions,
+    rule: RankRule | None,
+    shrinking: Shrinking,
+    header: AdapterMetadata,
+    norm: OutputNorm | None,
+    progress: Progress,
+) -> Ranks:
+    if options.exact:
+        return added_ranks(shrinking)
+    if rule is None or isinstance(rule, FixedRanks):
+        return lossless_ranks(shrinking, rule.ranks[0] if rule else None, progress)
+    return chosen_ranks(shrinking, rule, header, norm, progress)
+
+
+def _settings(
+    options: MergeOptions,
+    rule: RankRule | None,
+    loras: Sequence[tuple[Adapter, LoraScale]],
+    density: float,
+    dtype: torch.dtype,
+) -> dict[str, object]:
+    """Return the settings that the file records; file names without folders."""
+    made_for_output = options.calibration is not None or any(one.metadata.is_made_for_output for one, _ in loras)
+    return {
+        "merged": [
+            {"lora": adapter.path.name if adapter.path else f"LoRA {number}", "lora_scale": scale.text}
+            for number, (adapter, scale) in enumerate(loras, 1)
+        ],
+        "merge_method": options.method,
+        **({"density": density} if options.method in WITH_DENSITY else {}),
+        **({"seed": options.seed} if options.method == "dare" else {}),
+        "method": "calibrated" if made_for_output else "plain",
+        **({"calibration": options.calibration.name} if options.calibration else {}),
+        "dtype": dtype_name(dtype),
+        **(rule.facts(0) if rule else {"rank_policy": "exact" if options.exact else "lossless"}),
+    }
 
 
 def lossless_ranks(shrinking: Shrinking, cap: FixedRank | None = None, progress: Progress = SILENT) -> Ranks:
@@ -74,33 +259,10 @@ def chosen_ranks(
     Args:
         header: metadata of the file, as far as it is known.
         norm: output norm, if errors are weighted by it; that of `shrinking`.
-
-    Raises:
-        InputError: no ranks meet the rule.
     """
     chooser = chooser_of(shrinking, [header], norm, progress, can_leave_out=False)
     (found,) = chooser.choose(rule, None)
     return found.choice.ranks
-
-
-def store_merged(
-    shrinking: Shrinking, ranks: Ranks, store: AdapterWriter | AdapterBuilder, progress: Progress = SILENT
-) -> Ledger:
-    """Add every combined delta to a file or an adapter in memory, and measure it as it is stored.
-
-    Returns:
-        A row for each parameter of the LoRAs.
-
-    Raises:
-        AdapterError: nothing is left of the LoRAs.
-        InputError: a value leaves the range of the stored dtype.
-    """
-    progress.start(len(shrinking.products.shapes), "merging")
-    choice = Choice(ranks=dict(ranks), nbytes=0, error_sq=0.0)
-    (ledger,) = store_outcomes(shrinking.outcomes([choice]), [store], progress)
-    if not ledger.of(Status.LORA, Status.DENSE):
-        raise AdapterError("nothing is left of the LoRAs: at these scales they cancel out, or all scales are 0.")
-    return ledger
 
 
 def _numerical_rank(shrinking: Shrinking, name: ParamName) -> int:

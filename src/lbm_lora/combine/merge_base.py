@@ -36,9 +36,6 @@ def merged_base(summands: Sequence[Summand], *, allow_other_base: bool = False) 
 
     Args:
         allow_other_base: warn instead of failing, and keep the base of the first LoRA that records one.
-
-    Raises:
-        WrongBaseError: they have several bases that no chain connects, and `allow_other_base` is off.
     """
     adapters = [one.adapter for one in summands]
     for adapter in adapters:

@@ -36,11 +36,7 @@ class Summand:
 
     @classmethod
     def of(cls, adapter: Adapter, lora_scale: LoraScale | float = 1.0) -> "Summand":
-        """The LoRA at a scale.
-
-        Raises:
-            PatternError: a pattern of the scale matches no parameter of the adapter.
-        """
+        """The LoRA at a scale."""
         return cls(adapter, LoraScale.parse(lora_scale).by_param(adapter.params))
 
     def scaled(self) -> Adapter:
@@ -97,9 +93,6 @@ class Products:
 
     Attributes:
         combine: how terms become one delta; their sum by default.
-
-    Raises:
-        AdapterError: two LoRAs have different shapes for a parameter, or a delta is larger than `LARGEST`.
     """
 
     summands: tuple[Summand, ...]

@@ -12,18 +12,16 @@ from lbm_lora.adapter import (
     Adapter,
     AdapterBuilder,
     AdapterMetadata,
-    AdapterWriter,
     Ledger,
     Status,
     extraction_facts,
     store_outcomes,
 )
-from lbm_lora.adapter.metadata import COUNTS_KEY, ERRORS_KEY, REFINEMENT_KEY, SETTINGS_KEY, compact, parsed
-from lbm_lora.combine.chooser import chooser_of
+from lbm_lora.adapter.metadata import COUNTS_KEY, REFINEMENT_KEY, SETTINGS_KEY, compact, parsed
 from lbm_lora.combine.products import Products, Summand
-from lbm_lora.combine.shrink import KEPT, Shrinking
+from lbm_lora.combine.shrink import KEPT, Shrinking, chooser_of
 from lbm_lora.errors import AdapterError
-from lbm_lora.naming import ParamName, module_of
+from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import ChosenRanks, OutputNorm, Prediction, RankRule, Trial, unweighted
 
@@ -78,10 +76,6 @@ def resize_adapter(
         settings: settings recorded in the files' metadata, besides the rule.
         norm: output norm, if errors are weighted by it.
         open_trial: opens the network in which choices are run before they are written.
-
-    Raises:
-        AdapterError: nothing is left of the LoRA.
-        InputError: no ranks meet the rule, or a value leaves the range of `dtype`.
     """
     shrinking = Shrinking(
         products=Products((Summand.of(adapter),)),
@@ -93,79 +87,38 @@ def resize_adapter(
     headers = [_metadata(adapter, {**settings, **rule.facts(index)}) for index in range(len(paths))]
     chooser = chooser_of(shrinking, headers, norm, progress)
     found, predictor = chooser.choose(rule, open_trial()), chooser.predictor
-    outputs = [
-        _Output(path, header, one, predictor.prediction(one.choice), predictor.table(one.choice))
-        for path, header, one in zip(paths, headers, found, strict=True)
-    ]
-    return _stored(adapter, shrinking, outputs, progress)
-
-
-@dataclass(frozen=True)
-class _Output:
-    """One adapter to store."""
-
-    path: Path | None
-    header: AdapterMetadata
-    chosen: ChosenRanks
-    predicted: Prediction
-    sizes: tuple[Prediction, ...]
-
-    def open(self, shrinking: Shrinking) -> AdapterWriter | AdapterBuilder:
-        if self.path is None:
-            return AdapterBuilder(shrinking.prefix, shrinking.dtype, self.header)
-        shapes, ranks = shrinking.products.shapes, self.chosen.choice.ranks
-        # a matrix that the LoRA has dense may stay so at any rank
-        given = {name: shapes[name] for name in ranks if shrinking.is_given_dense(name)}
-        return AdapterWriter(
-            self.path,
-            shrinking.prefix,
-            shrinking.dtype,
-            {module_of(name): shapes[name] for name, rank in ranks.items() if rank},
-            {module_of(name): rank for name, rank in ranks.items() if rank},
-            {**shrinking.dense(), **given, **{name: shapes[name] for name, rank in ranks.items() if rank is None}},
-            self.header,
-        )
-
-
-def _stored(adapter: Adapter, shrinking: Shrinking, outputs: Sequence[_Output], progress: Progress) -> list[Resized]:
-    """Stream every delta to its outputs, then the metadata."""
+    results: list[Resized] = []
     with ExitStack() as stack:
-        stores = [output.open(shrinking) for output in outputs]
-        for store in stores:
-            if isinstance(store, AdapterWriter):
-                stack.enter_context(store)
+        pairs = [*zip(paths, headers, found, strict=True)]
+        stores = [shrinking.store(path, one.choice.ranks, header, stack) for path, header, one in pairs]
         progress.start(len(adapter), "resizing")
-        outcomes = shrinking.outcomes([output.chosen.choice for output in outputs])
-        ledgers = store_outcomes(outcomes, stores, progress)
-        results = [_result(output, ledger) for output, ledger in zip(outputs, ledgers, strict=True)]
-        for result, store in zip(results, stores, strict=True):
-            if not result.ledger.of(Status.LORA, Status.DENSE):
+        ledgers = store_outcomes(shrinking.outcomes([one.choice for one in found]), stores, progress)
+        for (path, header, one), store, ledger in zip(pairs, stores, ledgers, strict=True):
+            if not ledger.of(Status.LORA, Status.DENSE):
                 raise AdapterError(f"nothing is left of {adapter.label}. Allow higher ranks or a larger file.")
-            store.metadata = _measured(adapter, store.metadata, result)
+            linear, conv = ledger.highest_ranks()
+            result = Resized(
+                path=path,
+                ledger=ledger,
+                adapter=None,
+                chosen=one,
+                predicted=predictor.prediction(one.choice),
+                sizes=predictor.table(one.choice),
+                rank=linear,
+                conv_rank=conv,
+                kept=sum(row.reason == KEPT for row in ledger),
+            )
+            store.metadata = _measured(adapter, header, result)
+            results.append(result)
     return [
         replace(result, adapter=store.adapter() if isinstance(store, AdapterBuilder) else None)
         for result, store in zip(results, stores, strict=True)
     ]
 
 
-def _result(output: _Output, ledger: Ledger) -> Resized:
-    linear, conv = ledger.highest_ranks()
-    return Resized(
-        path=output.path,
-        ledger=ledger,
-        adapter=None,
-        chosen=output.chosen,
-        predicted=output.predicted,
-        sizes=output.sizes,
-        rank=linear,
-        conv_rank=conv,
-        kept=sum(row.reason == KEPT for row in ledger),
-    )
-
-
 def _metadata(adapter: Adapter, settings: Mapping[str, object]) -> AdapterMetadata:
     """Return the LoRA's metadata with the settings of the resize; what it says about errors no longer holds."""
-    facts = {key: value for key, value in adapter.metadata.facts.items() if key != ERRORS_KEY}
+    facts = dict(adapter.metadata.without_errors().facts)
     before = parsed(facts, SETTINGS_KEY)
     known = {key: before[key] for key in _OF_SOURCE if key in before}
     facts[SETTINGS_KEY] = compact({**known, **settings})

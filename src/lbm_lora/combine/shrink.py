@@ -5,15 +5,21 @@ less than writing its vectors. Memory depends on the ranks; a matrix is built on
 its factors.
 """
 
+import json
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from lbm_lora.adapter import (
+    METADATA_ROOM,
+    AdapterBuilder,
+    AdapterMetadata,
+    AdapterWriter,
     LedgerRow,
     LoraModule,
     Outcome,
@@ -43,9 +49,13 @@ from lbm_lora.parallel import ordered_map
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import (
     Choice,
+    Chooser,
     DeltaSpectrum,
+    OutputNorm,
+    RankAllocator,
     WeightsOf,
     dense_error,
+    predictor_of,
     rounding_error,
     unweighted,
 )
@@ -107,6 +117,31 @@ class Shrinking:
         ranks = [choice.ranks for choice in choices]
         return ordered_map(lambda name: self._several(name, [one.get(name) for one in ranks]), self.products.shapes)
 
+    def store(
+        self, path: Path | None, ranks: Mapping[ParamName, int | None], header: AdapterMetadata, stack: ExitStack
+    ) -> AdapterWriter | AdapterBuilder:
+        """Return what takes the deltas at their ranks: a file, which the stack closes, or memory where no path is."""
+        if path is None:
+            return AdapterBuilder(self.prefix, self.dtype, header)
+        shapes = self.products.shapes
+        factors = {name: rank for name, rank in ranks.items() if rank}
+        dense = {
+            name: shape
+            for name, shape in shapes.items()
+            # a matrix that the LoRA has dense may stay so at any rank
+            if name not in self.left_out and (ranks.get(name) is None or self._is_given_dense(name))
+        }
+        writer = AdapterWriter(
+            path,
+            self.prefix,
+            self.dtype,
+            {module_of(name): shapes[name] for name in factors},
+            {module_of(name): rank for name, rank in factors.items()},
+            dense,
+            header,
+        )
+        return stack.enter_context(writer)
+
     @contextmanager
     def deltas_of(self, choice: Choice) -> Generator[Iterator[StoredDelta]]:
         """Open the deltas of a choice as they would be stored, for a trial."""
@@ -117,9 +152,6 @@ class Shrinking:
 
         Args:
             rank: 0 is nothing, None the dense delta.
-
-        Raises:
-            InputError: a value leaves the range of the stored dtype.
         """
         return self._several(name, [rank])[0]
 
@@ -182,7 +214,7 @@ class Shrinking:
         up = factors.up.contiguous().reshape(up_shape(shape, rank))
         return LoraModule(module_of(name), down, up, float(rank))
 
-    def is_given_dense(self, name: ParamName) -> bool:
+    def _is_given_dense(self, name: ParamName) -> bool:
         """Whether a matrix is that of one LoRA at scale 1, which has it dense."""
         return self._is_single(name) and self.products.summands[0].adapter.module_at(name) is None
 
@@ -248,3 +280,31 @@ class Shrinking:
 
 def _is_matrix(name: ParamName, shape: tuple[int, ...]) -> bool:
     return leaf_of(name) == "weight" and has_matrix_view(shape)
+
+
+def chooser_of(
+    shrinking: Shrinking,
+    headers: Sequence[AdapterMetadata],
+    norm: OutputNorm | None = None,
+    progress: Progress = SILENT,
+    *,
+    can_leave_out: bool = True,
+) -> Chooser:
+    """Survey the products, and return a chooser of their ranks.
+
+    Args:
+        headers: metadata of each file, as far as it is known.
+        norm: output norm, if errors are weighted by it; that of `shrinking`.
+        can_leave_out: see `RankAllocator`.
+    """
+    spectra, others = shrinking.survey(progress)
+    allocator = RankAllocator(
+        spectra,
+        shrinking.dtype,
+        prefix=shrinking.prefix,
+        dense=shrinking.dense(),
+        overhead=max(len(json.dumps(header.to_header())) for header in headers) + METADATA_ROOM,
+        others=Measure() if norm else others,
+        can_leave_out=can_leave_out,
+    )
+    return Chooser(allocator, predictor_of(allocator, norm), shrinking.deltas_of)

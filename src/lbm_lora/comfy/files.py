@@ -1,19 +1,28 @@
-"""Files by the names that ComfyUI's lists show, and paths for new ones."""
+"""Files by the names that ComfyUI's lists show, paths for new ones, and ComfyUI's values in the terms of lbm-lora."""
 
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from lbm_lora.atomic import scratch_folder
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
 from lbm_lora.errors import OutputError
-from lbm_lora.late_files import expect, notes_of_one_call
-from lbm_lora.missing_path import with_name
-from lbm_lora.private_folder import stem_of
 
 Kind = Literal["diffusion_models", "loras"]
+
+_KINDS: Mapping[str, Kind] = {
+    "base": "diffusion_models",
+    "tuned": "diffusion_models",
+    "checkpoint": "diffusion_models",
+    "lora": "loras",
+}
+"""Widget that names a file -> list that it is of."""
 
 
 def names(kind: Kind) -> list[str]:
@@ -30,17 +39,22 @@ def path_of(kind: Kind, name: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise(kind, name))
 
 
-def stamp(kind: Kind, name: str) -> tuple[str, int, int]:
-    """Return what changes when a file is written again, so that ComfyUI runs its node again."""
-    return name, *_written(path_of(kind, name))
+def stamps(inputs: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Return what changes when a node must run again: the values of its widgets, and the files that they name."""
+    found: list[tuple[Any, ...]] = []
+    for name, value in sorted(inputs.items()):
+        path = None
+        if name in _KINDS and isinstance(value, str):
+            path = path_of(_KINDS[name], value)
+        elif name == "calibration" and value and value.strip():
+            path = typed_path(value)
+        status = path.stat() if path is not None and path.is_file() else None
+        found.append((name, str(value), status and (status.st_size, status.st_mtime_ns)))
+    return found
 
 
-@contextmanager
-def new_path(prefix: str, suffix: str = ".safetensors") -> Generator[Path]:
-    """Hold a path in ComfyUI's output folder with the next free number: `loras/relight` gives relight_00001_.
-
-    Another instance may write to the same folder, so a private folder next to the path reserves it. One that a killed
-    instance has left is removed.
+def new_path(prefix: str, suffix: str = ".safetensors") -> Path:
+    """Return a path in ComfyUI's output folder with the next free number: `loras/relight` gives relight_00001_.
 
     Args:
         suffix: of the file; empty for a folder.
@@ -48,38 +62,24 @@ def new_path(prefix: str, suffix: str = ".safetensors") -> Generator[Path]:
     Raises:
         OutputError: the prefix leaves the output folder.
     """
-    folder, stem = _inside_output(prefix)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _held(folder, stem, suffix) as path, notes_of_one_call():
-        expect(path, lambda _: False)  # a program that copies files does not know that the name is taken
-        yield path
-
-
-@contextmanager
-def _held(folder: Path, stem: str, suffix: str) -> Generator[Path]:
-    names = {path.name for path in folder.iterdir()}
-    for number in count(1):
-        path = folder / f"{stem}_{number:05}_{suffix}"
-        hold = f"{stem_of(path.name)}.0.part"
-        alike = (path.name.casefold(), hold.casefold())  # some disks do not tell cases apart
-        if any(name.casefold() in alike for name in names - {hold}):
-            continue
-        with scratch_folder(path) as held:
-            if held.name == hold and not os.path.lexists(path):  # else another instance was faster
-                yield path
-                return
-    raise AssertionError("numbers do not end")
+    start = output_path(prefix)
+    paths = (start.with_name(f"{start.name}_{number:05}_{suffix}") for number in count(1))
+    return next(path for path in paths if not os.path.lexists(path))
 
 
 def output_path(name: str) -> Path:
-    """Return the path of a file in ComfyUI's output folder.
+    """Return the path of a file in ComfyUI's output folder, which is made.
 
     Raises:
         OutputError: the name leaves the output folder.
     """
-    folder, stem = _inside_output(name)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / stem
+    root = _output().resolve()
+    path = root / name.strip()
+    path = path.parent.resolve() / path.name  # a link at the name itself is kept
+    if not name.strip() or path.name in ("", "..") or path == root or not path.is_relative_to(root):
+        raise OutputError(f"'{name}' is not a name in ComfyUI's output folder. Give one such as loras/relight.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def typed_path(text: str) -> Path:
@@ -88,28 +88,29 @@ def typed_path(text: str) -> Path:
     return path if path.is_absolute() else _output() / path
 
 
-def typed_stamp(text: str | None) -> tuple[int, int] | None:
-    """Return the same for a path that a user typed; None without such a file, and for a path that comes by a link."""
-    path = typed_path(text) if text and text.strip() else None
-    return _written(path) if path is not None and path.is_file() else None
-
-
-def _written(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
-
-
 def _output() -> Path:
     import folder_paths  # pyright: ignore[reportMissingImports]
 
     return Path(folder_paths.get_output_directory())
 
 
-def _inside_output(name: str) -> tuple[Path, str]:
-    """Return the folder and the name of a file in the output folder; the name may be that of a link, which is kept."""
-    root = _output().resolve()
-    path = with_name(root / name.strip())
-    path = path.parent.resolve() / path.name
-    if not name.strip() or path == root or not path.is_relative_to(root):
-        raise OutputError(f"'{name}' is not a name in ComfyUI's output folder. Give one such as loras/relight.")
-    return path.parent, path.name
+def as_photos(batch: Float[Tensor, "batch height width channels"]) -> list[Image.Image]:
+    """Return the images of a batch with values in [0, 1], rounded to 8 bits."""
+    values = (batch[..., :3].float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    return [Image.fromarray(one.numpy()) for one in values]
+
+
+def as_batch(images: Sequence[Image.Image]) -> Float[Tensor, "batch height width 3"]:
+    """Return images of one size as a batch with values in [0, 1]."""
+    return torch.from_numpy(np.stack([np.array(image.convert("RGB"), dtype=np.float32) for image in images])) / 255
+
+
+def device() -> str:
+    """Return ComfyUI's device if it is the CPU or one of CUDA, else the CPU; its idle models make room."""
+    import comfy.model_management as management  # pyright: ignore[reportMissingImports]
+
+    name = str(management.get_torch_device())
+    if not name.startswith("cuda"):
+        return "cpu"
+    management.unload_all_models()
+    return name

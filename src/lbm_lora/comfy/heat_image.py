@@ -5,10 +5,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from lbm_lora.fidelity.weights import TensorResult, block_of, block_order
 from lbm_lora.naming import ParamName, module_of
-from lbm_lora.report import TensorResult
-from lbm_lora.report.digest import block_order
-from lbm_lora.report.weights import block_of
 
 _CELL, _PAD = (58, 24), 12
 _LOW, _HIGH = (232, 240, 247), (178, 24, 43)

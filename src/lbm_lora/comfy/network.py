@@ -12,10 +12,9 @@ from typing import Any, Literal
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from lbm_lora.checkpoint import Checkpoint, Fingerprint, fingerprint, open_checkpoint
-from lbm_lora.comfy.layers import stop_when_interrupted, use_layers
 from lbm_lora.errors import ConfigError
 from lbm_lora.model.bridge_pipeline import model_size, pixels_per_latent
 from lbm_lora.model.build import fill, refuse_conditioning
@@ -218,3 +217,46 @@ def _vae(checkpoint: Checkpoint, config: LBMConfig) -> Any:
     made.latent_channels, made.downscale_ratio, made.upscale_ratio = channels, factor, factor
     made.size = None
     return made
+
+
+_SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: ("in_features", "out_features"),
+    nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
+    nn.GroupNorm: ("num_groups", "num_channels", "eps", "affine"),
+    nn.LayerNorm: ("normalized_shape", "eps", "elementwise_affine"),
+}
+"""Class of a layer -> its arguments, which are also its attributes; a bias apart."""
+
+
+def use_layers(network: nn.Module, operations: Any) -> None:
+    """Replace each Linear, Conv2d, GroupNorm and LayerNorm of a network on the meta device by a class of ComfyUI.
+
+    With those a network can be loaded in part (`--lowvram`, `--novram`), and computed in another dtype than the one it
+    is stored in (`--fp8_e4m3fn-unet`).
+
+    Args:
+        operations: the classes, as attributes of the same names: `comfy.ops.manual_cast` or the like.
+    """
+    for parent in list(network.modules()):
+        for name, layer in list(parent.named_children()):
+            settings = _SETTINGS.get(type(layer))
+            if settings is not None:
+                given = {key: getattr(layer, key) for key in settings}
+                if isinstance(layer, nn.Linear | nn.Conv2d):
+                    given["bias"] = layer.bias is not None
+                made = getattr(operations, type(layer).__name__)(**given, device="meta")
+                parent.register_module(name, made.train(layer.training))
+
+
+def stop_when_interrupted(network: nn.Module) -> None:
+    """Make a network look for ComfyUI's Cancel before each of its layers, so that a long call ends soon."""
+    from comfy.model_management import (  # pyright: ignore[reportMissingImports]
+        throw_exception_if_processing_interrupted,
+    )
+
+    def look(_: nn.Module, __: tuple[Any, ...]) -> None:
+        throw_exception_if_processing_interrupted()
+
+    for layer in network.modules():
+        if isinstance(layer, tuple(_SETTINGS)):
+            layer.register_forward_pre_hook(look)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lbm_lora.comfy.network import LoadedLBM, loaded_lbm
 from lbm_lora.errors import ConfigError, ImageError
-from lbm_lora.imaging.photo import stretched
+from lbm_lora.imaging.tensors import stretched
 from lbm_lora.model.bridge_pipeline import adjust_to_source, decode_tiled, follow_bridge, nearest_bucket
 from lbm_lora.model.pipeline import check_finite
 from lbm_lora.model.schedule import check_steps
@@ -25,7 +25,7 @@ Mask = Float[Tensor, "rows columns"]
 _TILE = 128  # latents with a longer side are decoded in tiles, as by `infer`
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TranslateOptions:
     """Options of the node.
 

@@ -4,52 +4,16 @@
 - `deltas`: one tensor, read and subtracted
 - `survey`: the first pass of two, every delta decomposed once; `lbm_lora.ranks` chooses from it
 - `passes`: every tensor's outcome, decomposed directly or truncated from a survey
+- `selection`: a surveyed plan, from which ranks are chosen and adapters written
 - `shrinkage`: statistics shrunk until a LoRA is not worse than plain SVD
 - `adapter_output`: the adapters as files, or in memory
-- `selection`: a surveyed plan, from which ranks are chosen and adapters written
 - `extraction`: all of the above in one call
 """
 
-from lbm_lora.extraction.adapter_output import (
-    AdapterOutput,
-    StoredAdapter,
-    is_sidecar,
-    sidecar_of,
-    store_adapters,
-    write_sidecar,
-)
+from lbm_lora.extraction.adapter_output import AdapterOutput, is_sidecar, sidecar_of, write_sidecar
 from lbm_lora.extraction.deltas import DeltaSettings
 from lbm_lora.extraction.extraction import ExtractedAdapter, extract_adapters
-from lbm_lora.extraction.passes import DirectPass, Pass, SurveyedPass
+from lbm_lora.extraction.passes import DirectPass, SurveyedPass
 from lbm_lora.extraction.plan import COVERAGES, Action, Plan, PlanItem, plan_extraction
-from lbm_lora.extraction.selection import RankSelection, capped_plan, rank_allocator, surveyed
 from lbm_lora.extraction.shrinkage import Shrinkage
-from lbm_lora.extraction.survey import Survey, SurveyPass, seed_of
-
-__all__ = [
-    "COVERAGES",
-    "Action",
-    "AdapterOutput",
-    "DeltaSettings",
-    "DirectPass",
-    "ExtractedAdapter",
-    "Pass",
-    "Plan",
-    "PlanItem",
-    "RankSelection",
-    "Shrinkage",
-    "StoredAdapter",
-    "Survey",
-    "SurveyPass",
-    "SurveyedPass",
-    "capped_plan",
-    "extract_adapters",
-    "plan_extraction",
-    "rank_allocator",
-    "seed_of",
-    "is_sidecar",
-    "sidecar_of",
-    "store_adapters",
-    "surveyed",
-    "write_sidecar",
-]
+from lbm_lora.extraction.survey import SurveyPass

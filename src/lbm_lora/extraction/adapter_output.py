@@ -17,22 +17,22 @@ from lbm_lora.adapter import (
     AdapterMetadata,
     AdapterWriter,
     Ledger,
-    LedgerRow,
     PackedWriter,
     Status,
     extraction_facts,
     store_outcomes,
 )
 from lbm_lora.adapter.packed import DATA, encode_packed
-from lbm_lora.atomic import write_text
 from lbm_lora.checkpoint import Fingerprint
 from lbm_lora.errors import CheckpointError
 from lbm_lora.extraction.passes import Pass
 from lbm_lora.extraction.plan import Plan
 from lbm_lora.factorize import PACKED, has_matrix_view
+from lbm_lora.files import MARK, is_ours, write_text
 from lbm_lora.naming import ModuleName, ParamName, leaf_of
-from lbm_lora.ownership import MARK_LINE, is_ours
 from lbm_lora.progress import Progress
+
+is_sidecar = is_ours
 
 _PACKED_ROOM = 2048  # bytes for values that are known after the last tensor, of a packed file, and for its two entries
 _PACKED_DIGITS = 8  # digits per base tensor in the fingerprint
@@ -66,7 +66,7 @@ class AdapterOutput:
 class TooManyBytesError(Exception):
     """The data of a packed file exceeds its limit: how many bytes counts take is known once they are coded.
 
-    Attributes:
+    Args:
         index: which output it is.
         nbytes: bytes of its data.
     """
@@ -76,23 +76,13 @@ class TooManyBytesError(Exception):
         self.index, self.nbytes = index, nbytes
 
 
-@dataclass(frozen=True)
-class StoredAdapter:
-    """What became of an output.
-
-    Attributes:
-        ledger: of the adapter as it is stored.
-        adapter: where it is kept in memory; None where it was written.
-    """
-
-    ledger: Ledger
-    adapter: Adapter | None
-
-
 def store_adapters(
     outputs: Sequence[AdapterOutput], extraction: Pass, plan: Plan, dtype: torch.dtype, progress: Progress
-) -> list[StoredAdapter]:
+) -> list[tuple[Ledger, Adapter | None]]:
     """Stream every outcome to its outputs, then the metadata; every file is complete or absent.
+
+    Returns:
+        The ledger of each output as it is stored, and the adapter if it is kept in memory.
 
     Raises:
         CheckpointError: there is nothing to store.
@@ -111,10 +101,8 @@ def store_adapters(
         _check_sizes(outputs, stores)
         for store, output, ledger in zip(stores, outputs, ledgers, strict=True):
             store.metadata = _metadata(output, ledger, *extraction.fingerprints())
-    return [
-        StoredAdapter(ledger, store.adapter() if isinstance(store, AdapterBuilder) else None)
-        for ledger, store in zip(ledgers, stores, strict=True)
-    ]
+    adapters = [store.adapter() if isinstance(store, AdapterBuilder) else None for store in stores]
+    return list(zip(ledgers, adapters, strict=True))
 
 
 def header_bytes(settings: Mapping[str, object], plan: Plan, dtype: torch.dtype) -> int:
@@ -136,28 +124,18 @@ def write_sidecar(adapter: Path, output: AdapterOutput, ledger: Ledger, *, base:
         "extraction_method": "lbm_lora",
         "native_naming": True,
         "rank": output.rank,
-        "total_analyzed_layers": sum(_is_layer(row) for row in ledger),
+        "total_analyzed_layers": sum(leaf_of(row.name) == "weight" and has_matrix_view(row.shape) for row in ledger),
         "total_lora_modules": counts["lora"],
         "total_dense_deltas": counts["dense"],
         "total_stored_tensors": counts["lora"] + counts["dense"],
     }
-    write_text(path, f"{MARK_LINE}{yaml.safe_dump(json.loads(json.dumps(facts)), sort_keys=True)}")
+    write_text(path, f"# {MARK}\n{yaml.safe_dump(json.loads(json.dumps(facts)), sort_keys=True)}")
     return path
-
-
-def is_sidecar(path: Path) -> bool:
-    """Return whether a file is a sidecar of ours, not another YAML file with our mark, such as a training's."""
-    return is_ours(path, MARK_LINE) and is_ours(path, "\nextraction_method: lbm_lora\n")
 
 
 def sidecar_of(adapter: Path) -> Path:
     """Return the path of an adapter file's sidecar."""
     return adapter.with_name(f"{adapter.stem}_config.yaml")
-
-
-def _is_layer(row: LedgerRow) -> bool:
-    """Return whether a tensor counts as a layer: a weight with a matrix view."""
-    return leaf_of(row.name) == "weight" and has_matrix_view(row.shape)
 
 
 _Store = AdapterWriter | PackedWriter | AdapterBuilder

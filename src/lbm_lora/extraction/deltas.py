@@ -34,11 +34,8 @@ class DeltaSettings:
     Attributes:
         dtype: dtype of stored factors and dense deltas; with int8, dense deltas are fp16, with `PACKED` both have bits
             of their own.
-        min_diff: a delta whose largest absolute value is below this is left out, with that reason.
+        min_diff: at least 0; a delta whose largest absolute value is below this is left out, with that reason.
         device: device of the decomposition.
-
-    Raises:
-        ConfigError: `min_diff` is negative.
     """
 
     dtype: torch.dtype = torch.bfloat16
@@ -75,22 +72,17 @@ class DeltaReader:
         self._workspace = Workspace()
 
     def hash(self, item: PlanItem) -> None:
-        """Add a tensor to the fingerprints."""
+        """Add a tensor to the fingerprints of base and tuned."""
         for component, builder in ((self._pairing.base, self._base), (self._pairing.tuned, self._tuned)):
             if item.name in component:
                 builder.add(item.name, component.read(item.name))
 
     def fingerprints(self) -> tuple[Fingerprint, Fingerprint]:
-        """Return the fingerprints of base and tuned, once every tensor is hashed."""
+        """Return those of base and tuned, once every tensor is hashed."""
         return self._base.build(), self._tuned.build()
 
     def read(self, item: PlanItem) -> Outcome | Delta:
-        """Return a tensor's outcome if it does not depend on ranks or bits, else the delta to decompose or to round.
-
-        Raises:
-            PairingError: a value is not finite.
-            InputError: a value of a dense delta leaves the range of the stored dtype.
-        """
+        """Return a tensor's outcome if it does not depend on ranks or bits, else the delta to decompose or to round."""
         base, tuned, name = self._pairing.base, self._pairing.tuned, item.name
         if name not in base or name not in tuned or base.specs[name].shape != tuned.specs[name].shape:
             return left_out(item, item.reason, Measure())
@@ -109,17 +101,12 @@ class DeltaReader:
         return self.dense(item, Delta(delta, found), item.reason)
 
     def dense(self, item: PlanItem, delta: Delta, reason: str) -> Outcome:
-        """Return the outcome of a delta that is stored dense.
-
-        Raises:
-            InputError: a value leaves the range of the stored dtype.
-        """
+        """Return the outcome of a delta that is stored dense."""
         try:
             stored = rounded(delta.values, dense_dtype(self._settings.dtype))
         except InputError as error:
             raise InputError(f"{item.name}: ", *error.args) from None
-        measured = with_error(delta.measure, delta.values, stored.float())
-        return Outcome(LedgerRow(item.name, Status.DENSE, reason, item.shape, None, measured), dense=stored)
+        return Outcome(_dense_row(item, delta, reason, stored.float()), dense=stored)
 
     def rounded(
         self, item: PlanItem, delta: Delta, reason: str, width: int, variances: Tensor | None = None
@@ -133,8 +120,7 @@ class DeltaReader:
         counts, unit = nearest(delta.values.flatten()[None], [width], variances=variances)
         grid = Grid((width,), unit)
         stored = vector_of(counts[0], grid).reshape(item.shape)
-        measured = with_error(delta.measure, delta.values, stored)
-        return Outcome(LedgerRow(item.name, Status.DENSE, reason, item.shape, None, measured), dense=stored, grid=grid)
+        return Outcome(_dense_row(item, delta, reason, stored), dense=stored, grid=grid)
 
     def _delta(self, item: PlanItem) -> tuple[Tensor, DeltaSums]:
         if item.action is not Action.EXCLUDE:
@@ -146,13 +132,18 @@ class DeltaReader:
         return delta, DeltaSums(energy(delta), absolutes(delta), noise)
 
 
+def _dense_row(item: PlanItem, delta: Delta, reason: str, stored: Tensor) -> LedgerRow:
+    measured = with_error(delta.measure, delta.values, stored)
+    return LedgerRow(item.name, Status.DENSE, reason, item.shape, None, measured)
+
+
 def left_out(item: PlanItem, reason: str, measured: Measure) -> Outcome:
     """Return the outcome of a tensor that is left out of the file."""
     return Outcome(LedgerRow(item.name, Status.EXCLUDED, reason, item.shape, None, measured))
 
 
 def low_rank(item: PlanItem, delta: Delta, factors: Factors, grid: Grid | None = None) -> Outcome:
-    """Return the outcome of a decomposed delta; see `lora_module`."""
+    """Return the outcome of a decomposed delta."""
     measured = with_error(delta.measure, delta.values, factors)
     row = LedgerRow(item.name, Status.LORA, item.reason, item.shape, factors.rank, measured)
     return Outcome(row, module=lora_module(item, factors, grid))

@@ -1,7 +1,7 @@
 """Execute a plan: in one pass if ranks are given, else by a survey, a choice of ranks, and a second pass."""
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,28 +11,9 @@ from lbm_lora.extraction.deltas import DeltaSettings
 from lbm_lora.extraction.passes import DirectPass
 from lbm_lora.extraction.plan import Plan
 from lbm_lora.extraction.selection import RankSelection, surveyed
-from lbm_lora.extraction.shrinkage import (
-    Open,
-    Shrinkage,
-    at_size,
-    base_errors,
-    is_safe,
-    least_shrinkage,
-    plain_norm,
-    run_choice,
-)
+from lbm_lora.extraction.shrinkage import Shrinkage, shrunk_as_needed
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.ranks import (
-    ChosenRanks,
-    FixedRanks,
-    OutputNorm,
-    Prediction,
-    RankRule,
-    SizeLimits,
-    Trial,
-    TrialErrors,
-)
-from lbm_lora.temp_folder import temp_folder
+from lbm_lora.ranks import ChosenRanks, FixedRanks, OutputNorm, Prediction, RankRule, SizeLimits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,18 +62,17 @@ def extract_adapters(
         return _directly(plan, rule, settings, paths, facts, progress)
     facts = [{**fact, "calibration": norm.name if norm else None} for fact in facts]
     with ExitStack() as stack:
-        beside = stack.enter_context(_beside(paths[0]))
 
-        def opened(used: OutputNorm | None) -> AbstractContextManager[RankSelection]:
-            return surveyed(plan, rule, settings, used, run_settings=facts, beside=beside, progress=progress)
+        def opened(used: OutputNorm | None) -> RankSelection:
+            return stack.enter_context(
+                surveyed(plan, rule, settings, used, run_settings=facts, beside=paths[0], progress=progress)
+            )
 
         trial = norm.open_trial() if norm else None
-        selection = stack.enter_context(opened(norm))
+        selection, shrinkage = opened(norm), None
         found = selection.choose(rule, trial)
-        shrinkage = None
-        given = selection.predictor.measured(found[0].choice)
-        if norm is not None and norm.shrunk is not None and trial is not None and given is not None:
-            found, selection, shrinkage = _checked(stack, rule, norm, trial, found, given, selection, opened)
+        if norm is not None and trial is not None:
+            found, selection, shrinkage = shrunk_as_needed(rule, norm, trial, found, selection, opened)
         limits = rule.nbytes if isinstance(rule, SizeLimits) else [None] * len(paths)
         while True:
             outputs = [selection.output(*one) for one in zip(found, paths, facts, limits, strict=True)]
@@ -101,8 +81,8 @@ def extract_adapters(
             # before a file is written, since all that can fail must fail by then
             tables = [selection.predictor.table(one.choice) for one in found]
             try:
-                with selection.carried_out([one.choice for one in found]) as second:
-                    stored = store_adapters(outputs, second, selection.plan, settings.dtype, progress)
+                second = selection.carried_out([one.choice for one in found])
+                stored = store_adapters(outputs, second, selection.plan, settings.dtype, progress)
                 break
             except TooManyBytesError as error:
                 selection.expect(found[error.index].choice, error.nbytes)
@@ -110,57 +90,15 @@ def extract_adapters(
         return [
             ExtractedAdapter(
                 output=output,
-                ledger=kept.ledger,
-                adapter=kept.adapter,
+                ledger=ledger,
+                adapter=adapter,
                 predicted=selection.predictor.prediction(one.choice),
                 chosen=one,
                 sizes=table,
                 shrinkage=shrinkage if output is outputs[0] else None,
             )
-            for output, kept, one, table in zip(outputs, stored, found, tables, strict=True)
+            for output, (ledger, adapter), one, table in zip(outputs, stored, found, tables, strict=True)
         ]
-
-
-def _checked(
-    stack: ExitStack,
-    rule: RankRule,
-    norm: OutputNorm,
-    trial: Trial,
-    found: list[ChosenRanks],
-    given: TrialErrors,
-    selection: "RankSelection",
-    opened: Open,
-) -> tuple[list[ChosenRanks], "RankSelection", Shrinkage]:
-    """Compare the first choice with plain SVD, and shrink the statistics as far as it is worse; see `shrinkage`.
-
-    The least shrinkage that is not worse has the least error on inputs of the calibration's kind; if none is, plain SVD
-    is used.
-    """
-    first = found[0].choice
-    of_base = base_errors(selection, first, trial)
-    tried: dict[float, tuple[RankSelection, TrialErrors]] = {}
-
-    def run(used: OutputNorm) -> tuple[RankSelection, TrialErrors]:
-        other = stack.enter_context(opened(used))
-        return other, run_choice(other, at_size(other, rule, first), trial)
-
-    def is_safe_at(ridge: float) -> bool:
-        assert norm.shrunk is not None
-        tried[ridge] = run(replace(norm, weights_of=norm.shrunk(ridge)))
-        return is_safe(tried[ridge][1], of_plain)
-
-    plain, of_plain = run(plain_norm(norm))
-    if is_safe(given, of_plain):
-        return found, selection, Shrinkage(kind="given", errors=given, plain=of_plain, base=of_base)
-    ridge = least_shrinkage(is_safe_at)
-    if ridge is None:
-        return plain.choose(rule, trial), plain, Shrinkage(kind="plain", errors=of_plain, plain=of_plain, base=of_base)
-    used, errors = tried[ridge]
-    return (
-        used.choose(rule, trial),
-        used,
-        Shrinkage(kind="shrunk", ridge=ridge, errors=errors, plain=of_plain, base=of_base),
-    )
 
 
 def _directly(
@@ -187,13 +125,6 @@ def _directly(
     ]
     stored = store_adapters(outputs, DirectPass(plans, settings), plan, settings.dtype, progress)
     return [
-        ExtractedAdapter(output=output, ledger=kept.ledger, adapter=kept.adapter)
-        for output, kept in zip(outputs, stored, strict=True)
+        ExtractedAdapter(output=output, ledger=ledger, adapter=adapter)
+        for output, (ledger, adapter) in zip(outputs, stored, strict=True)
     ]
-
-
-@contextmanager
-def _beside(path: Path | None) -> Generator[Path]:
-    """Where the file of a survey goes: beside the first output, or where there is none into a temporary folder."""
-    with ExitStack() as stack:
-        yield path or stack.enter_context(temp_folder()) / "adapter"

@@ -1,13 +1,10 @@
 """Passes that execute a plan: each tensor is read, subtracted, factorized, rounded and measured, a few at a time.
 
-Two passes share one interface. `DirectPass` decomposes each delta as it is read: ranks are given, and all errors in a
-matrix cost the same. `SurveyedPass` is the second of two passes: it rounds a survey's vectors to the chosen ranks, or
-bits.
+`DirectPass` decomposes each delta as it is read: ranks are given, and all errors in a matrix cost the same.
+`SurveyedPass` is the second of two passes: it rounds a survey's vectors to the chosen ranks, or bits.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from lbm_lora.adapter import Outcome, StoredDelta
 from lbm_lora.checkpoint import Checkpoint, Fingerprint
@@ -33,41 +30,40 @@ NOT_WORTH = "not worth the bytes"
 _SMALLER = "stored dense: smaller than its factors"
 
 
-@runtime_checkable
-class Pass(Protocol):
-    """One pass over both files. Iterate to the end, then read the fingerprints."""
+class Pass:
+    """One pass over both files: iterate to the end, then read the fingerprints."""
+
+    def __init__(self, count: int, reader: DeltaReader) -> None:
+        self._count, self._reader = count, reader
 
     def __len__(self) -> int:
-        """Return the number of tensors in the plan."""
-        ...
+        return self._count
 
     def __iter__(self) -> Iterator[tuple[Outcome, ...]]:
         """Yield the outcomes of each tensor, one per adapter."""
-        ...
+        raise NotImplementedError
 
     def fingerprints(self) -> tuple[Fingerprint, Fingerprint]:
         """Return the fingerprints of base and tuned, after the pass."""
-        ...
+        return self._reader.fingerprints()
+
+    def kept(self, outcomes: Sequence[tuple[Outcome, ...]]) -> "KeptPass":
+        """Return this pass with its outcomes, which need not be computed again."""
+        return KeptPass(outcomes, self._reader)
 
 
-@dataclass(frozen=True)
-class KeptPass:
-    """A pass that has been run for a trial, with its outcomes in memory."""
+class KeptPass(Pass):
+    """A pass that has been run, with its outcomes in memory."""
 
-    outcomes: Sequence[tuple[Outcome, ...]]
-    found: tuple[Fingerprint, Fingerprint]
-
-    def __len__(self) -> int:
-        return len(self.outcomes)
+    def __init__(self, outcomes: Sequence[tuple[Outcome, ...]], reader: DeltaReader) -> None:
+        super().__init__(len(outcomes), reader)
+        self._outcomes = outcomes
 
     def __iter__(self) -> Iterator[tuple[Outcome, ...]]:
-        return iter(self.outcomes)
-
-    def fingerprints(self) -> tuple[Fingerprint, Fingerprint]:
-        return self.found
+        return iter(self._outcomes)
 
 
-class DirectPass:
+class DirectPass(Pass):
     """Pass that decomposes each delta at given ranks.
 
     Args:
@@ -76,42 +72,35 @@ class DirectPass:
     """
 
     def __init__(self, plans: Sequence[Plan], settings: DeltaSettings) -> None:
-        self._plans = plans
-        self._settings = settings
-        self._reader = DeltaReader(plans[0].pairing, settings)
-
-    def __len__(self) -> int:
-        return len(self._plans[0].items)
+        super().__init__(len(plans[0].items), DeltaReader(plans[0].pairing, settings))
+        self._plans, self._settings = plans, settings
 
     def __iter__(self) -> Iterator[tuple[Outcome, ...]]:
         return ordered_map(self._outcomes, zip(*(plan.items for plan in self._plans), strict=True))
 
-    def fingerprints(self) -> tuple[Fingerprint, Fingerprint]:
-        return self._reader.fingerprints()
-
-    def _outcomes(self, items: tuple[PlanItem, ...]) -> tuple[Outcome, ...]:
-        self._reader.hash(items[0])
-        found = self._reader.read(items[0])
-        if isinstance(found, Outcome):
-            return (found,) * len(items)
+    def _outcomes(self, item: tuple[PlanItem, ...]) -> tuple[Outcome, ...]:
+        first = item[0]
+        self._reader.hash(first)
+        delta = self._reader.read(first)
+        if isinstance(delta, Outcome):
+            return (delta,) * len(item)
         try:
-            factors = self._decompose(items, found)
+            made = factorize_ranks(
+                to_matrix(delta.values).to(self._settings.device),
+                [one.rank or 1 for one in item],
+                self._settings.dtype,
+                seed=seed_of(first.name),
+                squared_norm=delta.measure.delta_sq,
+            )
         except InputError as error:
-            raise InputError(f"{items[0].name}: ", *error.args) from None
-        return tuple(low_rank(item, found, made) for item, made in zip(items, factors, strict=True))
-
-    def _decompose(self, items: Sequence[PlanItem], delta: Delta) -> list[Factors]:
-        made = factorize_ranks(
-            to_matrix(delta.values).to(self._settings.device),
-            [item.rank or 1 for item in items],
-            self._settings.dtype,
-            seed=seed_of(items[0].name),
-            squared_norm=delta.measure.delta_sq,
+            raise InputError(f"{first.name}: ", *error.args) from None
+        return tuple(
+            low_rank(one, delta, Factors(factors.up.cpu(), factors.down.cpu()))
+            for one, factors in zip(item, made, strict=True)
         )
-        return [Factors(factors.up.cpu(), factors.down.cpu()) for factors in made]
 
 
-class SurveyedPass:
+class SurveyedPass(Pass):
     """Pass that truncates the vectors of a survey to the chosen ranks.
 
     Args:
@@ -128,22 +117,13 @@ class SurveyedPass:
         choices: Sequence[Choice],
         vectors: Sequence[Checkpoint],
     ) -> None:
-        self._plan = plan
-        self._settings = settings
-        self._norm = norm
+        super().__init__(len(plan.items), DeltaReader(plan.pairing, settings))
+        self._plan, self._settings, self._norm = plan, settings, norm
+        self._choices, self._vectors = choices, vectors
         self._weights_of = norm.weights_of if norm else unweighted
-        self._choices = choices
-        self._vectors = vectors
-        self._reader = DeltaReader(plan.pairing, settings)
-
-    def __len__(self) -> int:
-        return len(self._plan.items)
 
     def __iter__(self) -> Iterator[tuple[Outcome, ...]]:
         return ordered_map(self._outcomes, self._plan.items)
-
-    def fingerprints(self) -> tuple[Fingerprint, Fingerprint]:
-        return self._reader.fingerprints()
 
     def drafts(self) -> Iterator[StoredDelta]:
         """Yield what the first choice stores for each tensor, without measuring the matrices."""
@@ -165,12 +145,7 @@ class SurveyedPass:
             return tuple(self._vector(item, delta, choice.widths[item.name][0]) for choice in self._choices)
         weights = self._weights_of(module_of(item.name))
         whitening = weights.whitening()
-        return tuple(
-            self._packed(item, delta, choice, weights, whitening)
-            if choice.widths
-            else self._outcome(item, delta, choice.ranks[item.name], whitening)
-            for choice in self._choices
-        )
+        return tuple(self._matrix(item, delta, choice, weights, whitening) for choice in self._choices)
 
     def _vector(self, item: PlanItem, delta: Delta, width: int) -> Outcome:
         """Return the outcome of a delta that is stored dense in a packed file, or not at all."""
@@ -180,29 +155,25 @@ class SurveyedPass:
         variances = None if moment is None else moment.variances().float()
         return self._reader.rounded(item, delta, item.reason, width, variances)
 
-    def _packed(self, item: PlanItem, delta: Delta, choice: Choice, weights: Weights, whitening: Whitening) -> Outcome:
-        """Return the outcome of a matrix in a packed file."""
-        widths = choice.widths[item.name]
-        if not any(widths):
-            return left_out(item, NOT_WORTH, delta.measure)
-        if choice.ranks[item.name] is None:
-            return self._reader.rounded(item, delta, _SMALLER, widths[0])
-        return low_rank(item, delta, *self._rounded(item, choice, weights, whitening))
-
-    def _rounded(self, item: PlanItem, choice: Choice, weights: Weights, whitening: Whitening) -> tuple[Factors, Grid]:
-        """Return a matrix's factors in a packed file."""
-        vectors = stored_vectors(self._vectors, item.name)
-        counts = packed_factors(vectors, choice.widths[item.name], whitening, weights)
-        return counts.factors(), counts.grid
-
-    def _outcome(self, item: PlanItem, delta: Delta, rank: int | None, whitening: Whitening) -> Outcome:
-        if rank is None:
-            return self._reader.dense(item, delta, _SMALLER)
+    def _matrix(self, item: PlanItem, delta: Delta, choice: Choice, weights: Weights, whitening: Whitening) -> Outcome:
+        rank, widths = choice.ranks[item.name], choice.widths.get(item.name)
         if rank == 0:
             return left_out(item, NOT_WORTH, delta.measure)
+        if widths is not None:
+            if rank is None:
+                return self._reader.rounded(item, delta, _SMALLER, widths[0])
+            return low_rank(item, delta, *self._rounded(item, choice, weights, whitening))
+        if rank is None:
+            return self._reader.dense(item, delta, _SMALLER)
         svd = stored_vectors(self._vectors, item.name).first(rank)
         try:
             factors = weighted_factors(svd, self._settings.dtype, whitening)
         except InputError as error:
             raise InputError(f"{item.name}: ", *error.args) from None
         return low_rank(item, delta, Factors(factors.up.contiguous(), factors.down.contiguous()))
+
+    def _rounded(self, item: PlanItem, choice: Choice, weights: Weights, whitening: Whitening) -> tuple[Factors, Grid]:
+        """Return a matrix's factors in a packed file."""
+        vectors = stored_vectors(self._vectors, item.name)
+        counts = packed_factors(vectors, choice.widths[item.name], whitening, weights)
+        return counts.factors(), counts.grid

@@ -20,12 +20,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class PlanItem:
-    """Planned action for one tensor.
-
-    Attributes:
-        rank: stored rank, if the delta is decomposed.
-        reason: reason for the action, in words.
-    """
+    """Planned action for one tensor, with the reason in words and the stored rank if it is decomposed."""
 
     name: ParamName
     shape: tuple[int, ...]
@@ -46,11 +41,10 @@ class Plan:
 
     def with_ranks(self, ranks: FixedRank) -> "Plan":
         """Return the same plan with other ranks."""
-        items = (item if item.rank is None else replace(item, rank=ranks.rank_of(item.shape)) for item in self.items)
-        return replace(self, items=tuple(items))
+        return self.with_caps({item.name: ranks.rank_of(item.shape) for item in self.of(Action.DECOMPOSE)})
 
     def with_caps(self, caps: Mapping[ParamName, int]) -> "Plan":
-        """Return the same plan with the highest rank that each delta may get: every rank costs time."""
+        """Return the same plan with the highest rank that some deltas may get: every rank costs time."""
         items = (replace(item, rank=caps[item.name]) if item.name in caps else item for item in self.items)
         return replace(self, items=tuple(items))
 
@@ -59,19 +53,14 @@ class Plan:
         return replace(self, items=tuple(item for item in self.items if item.name in names))
 
     def with_dense(self, modules: Mapping[ModuleName, str]) -> "Plan":
-        """Return the same plan with the weights of some modules stored dense.
-
-        Args:
-            modules: module name -> the reason.
-        """
-
-        def kept(item: PlanItem) -> PlanItem:
-            reason = modules.get(module_of(item.name))
-            if item.action is not Action.DECOMPOSE or reason is None:
-                return item
-            return replace(item, action=Action.KEEP_DENSE, rank=None, reason=reason)
-
-        return replace(self, items=tuple(map(kept, self.items)))
+        """Return the same plan with the weights of some modules stored dense, for the given reason."""
+        items = (
+            replace(item, action=Action.KEEP_DENSE, rank=None, reason=modules[module_of(item.name)])
+            if item.action is Action.DECOMPOSE and module_of(item.name) in modules
+            else item
+            for item in self.items
+        )
+        return replace(self, items=tuple(items))
 
     def of(self, action: Action) -> list[PlanItem]:
         return [item for item in self.items if item.action is action]
@@ -107,7 +96,7 @@ def plan_extraction(
     """Plan the extraction of `tuned - base`.
 
     Args:
-        ranks: ranks of the lora modules; by default the documented ones. A rule may set others (`Plan.with_ranks`).
+        ranks: ranks of the lora modules; by default the documented ones. A rule may set others.
         include: patterns; if given, every other tensor is excluded.
         exclude: patterns; they take precedence over `include`.
         keep_dense: whether to store deltas without a matrix view (biases, norms).
@@ -126,23 +115,22 @@ def plan_extraction(
             f" exclude all {len(names)} tensors of {tuned.path}. Change one of them.",
         )
     pairing, ranks = pair(base, tuned, excluded=frozenset(reasons)), ranks or FixedRank()
-    items = [_item(name, _spec(name, base, tuned), ranks, reasons.get(name), keep_dense) for name in names]
+    specs = {**base.specs, **tuned.specs}
+    items = [_item(name, specs[name], ranks, reasons.get(name), keep_dense) for name in names]
     return Plan(pairing, tuple(items))
 
 
-def _spec(name: ParamName, base: Component, tuned: Component) -> TensorSpec:
-    return tuned.specs[name] if name in tuned else base.specs[name]
-
-
 def _item(name: ParamName, spec: TensorSpec, ranks: FixedRank, excluded: str | None, keep_dense: bool) -> PlanItem:
-    """Return the action for one tensor, with its reason."""
+    action, rank = Action.EXCLUDE, None
     if excluded is not None:
-        return PlanItem(name, spec.shape, Action.EXCLUDE, None, excluded)
-    if not spec.is_floating:
-        return PlanItem(name, spec.shape, Action.EXCLUDE, None, "not a floating point tensor")
-    if leaf_of(name) == "weight" and has_matrix_view(spec.shape):
-        kind = "conv" if len(spec.shape) == 4 else "linear"
-        return PlanItem(name, spec.shape, Action.DECOMPOSE, ranks.rank_of(spec.shape), kind)
-    if not keep_dense:
-        return PlanItem(name, spec.shape, Action.EXCLUDE, None, "dense deltas are switched off")
-    return PlanItem(name, spec.shape, Action.KEEP_DENSE, None, f"{len(spec.shape)}-dimensional")
+        reason = excluded
+    elif not spec.is_floating:
+        reason = "not a floating point tensor"
+    elif leaf_of(name) == "weight" and has_matrix_view(spec.shape):
+        reason = "conv" if len(spec.shape) == 4 else "linear"
+        action, rank = Action.DECOMPOSE, ranks.rank_of(spec.shape)
+    elif not keep_dense:
+        reason = "dense deltas are switched off"
+    else:
+        action, reason = Action.KEEP_DENSE, f"{len(spec.shape)}-dimensional"
+    return PlanItem(name, spec.shape, action, rank, reason)

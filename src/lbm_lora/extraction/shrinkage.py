@@ -7,15 +7,13 @@ same size on held and on shifted inputs. If it is worse, stronger shrinkages are
 shifted inputs, the least shrinkage, which has the least error on inputs of the calibration's kind; else plain SVD.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from lbm_lora.ranks import Choice, FixedRanks, OutputNorm, RankRule, Trial, TrialErrors, unweighted
-
-if TYPE_CHECKING:
-    from lbm_lora.extraction.selection import RankSelection
+from lbm_lora.extraction.selection import RankSelection
+from lbm_lora.ranks import Choice, ChosenRanks, FixedRanks, OutputNorm, RankRule, Trial, TrialErrors, unweighted
 
 RIDGES = (0.1, 1.0, 10.0)
 """Ridges r between that of the statistics and plain SVD: s = r / (1 + r). See `factorize.Moment.root`."""
@@ -33,7 +31,7 @@ class Shrinkage:
         ridge: the ridge, if they were shrunk.
         errors: errors of the LoRA.
         plain: those of plain SVD of the same size.
-        base: those of the base without a LoRA; None if they were not measured, see `base_errors`.
+        base: those of the base without a LoRA; None if the LoRA is far better.
     """
 
     kind: Literal["given", "shrunk", "plain"]
@@ -53,33 +51,55 @@ class Shrinkage:
         return {key: value for key, value in {**found, "ridge": self.ridge}.items() if value is not None}
 
 
-Open = Callable[[OutputNorm], AbstractContextManager["RankSelection"]]
-"""Surveys with a norm."""
+def shrunk_as_needed(
+    rule: RankRule,
+    norm: OutputNorm,
+    trial: Trial,
+    found: list[ChosenRanks],
+    selection: RankSelection,
+    opened: Callable[[OutputNorm], RankSelection],
+) -> tuple[list[ChosenRanks], RankSelection, Shrinkage | None]:
+    """Compare the first choice with plain SVD, and shrink the statistics as far as it is worse.
+
+    Args:
+        found: what is chosen with the statistics as they are.
+        opened: surveys with another norm.
+    """
+    first, given, shrunk = found[0].choice, selection.predictor.measured(found[0].choice), norm.shrunk
+    if shrunk is None or given is None:
+        return found, selection, None
+    of_base = _base_errors(selection, first, trial)
+    tried: dict[float, tuple[RankSelection, TrialErrors]] = {}
+
+    def run(used: OutputNorm) -> tuple[RankSelection, TrialErrors]:
+        other = opened(used)
+        errors = other.chooser.run(trial, _at_size(other, rule, first))
+        assert errors is not None
+        return other, errors
+
+    def is_safe_at(ridge: float) -> bool:
+        tried[ridge] = run(replace(norm, weights_of=shrunk(ridge)))
+        return is_safe(tried[ridge][1], of_plain)
+
+    plain, of_plain = run(OutputNorm(name=norm.name, weights_of=unweighted, energy=0.0))
+    if is_safe(given, of_plain):
+        return found, selection, Shrinkage(kind="given", errors=given, plain=of_plain, base=of_base)
+    least = bisect_left(RIDGES, True, key=is_safe_at)  # two runs at most
+    if least == len(RIDGES):
+        return plain.choose(rule, trial), plain, Shrinkage(kind="plain", errors=of_plain, plain=of_plain, base=of_base)
+    used, errors = tried[RIDGES[least]]
+    shrinkage = Shrinkage(kind="shrunk", ridge=RIDGES[least], errors=errors, plain=of_plain, base=of_base)
+    return used.choose(rule, trial), used, shrinkage
 
 
-def plain_norm(norm: OutputNorm) -> OutputNorm:
-    """Return the norm in which all errors cost the same, in the place of another."""
-    return OutputNorm(name=norm.name, weights_of=unweighted, energy=0.0)
-
-
-def at_size(selection: "RankSelection", rule: RankRule, choice: Choice) -> Choice:
+def _at_size(selection: RankSelection, rule: RankRule, choice: Choice) -> Choice:
     """Return the choice of another survey that has the ranks of a rule, or the size of a choice."""
     if isinstance(rule, FixedRanks):
-        return rule.choices(selection.allocator, selection.predictor.reference_sq)[0]
+        return selection.allocator.fixed(rule.ranks[0])
     return selection.allocator.within([choice.nbytes])[0]
 
 
-def run_choice(selection: "RankSelection", choice: Choice, trial: Trial) -> TrialErrors:
-    """Run a choice and let the selection's predictor learn from it."""
-    with selection.deltas_of(choice) as deltas:
-        trial.take(deltas)
-    errors = trial.error()
-    assert errors is not None
-    selection.predictor.learn(choice, errors)
-    return errors
-
-
-def base_errors(selection: "RankSelection", choice: Choice, trial: Trial) -> TrialErrors | None:
+def _base_errors(selection: RankSelection, choice: Choice, trial: Trial) -> TrialErrors | None:
     """Return the errors of the base without a LoRA; None if the survey predicts far less for the choice.
 
     Only a LoRA that is nearly as bad is compared with the base, and a run of a large network takes long.
@@ -96,15 +116,3 @@ def is_safe(errors: TrialErrors, plain: TrialErrors) -> bool:
     if errors.typical_shifted is not None and plain.typical_shifted is not None:
         pairs.append((errors.typical_shifted, plain.typical_shifted))
     return all(one <= _AS_GOOD * other for one, other in pairs)
-
-
-def least_shrinkage(is_safe_at: Callable[[float], bool]) -> float | None:
-    """Return the lowest safe ridge of `RIDGES`, found by halving: two runs at most; None if none is."""
-    low, high = 0, len(RIDGES)
-    while low < high:
-        middle = (low + high) // 2
-        if is_safe_at(RIDGES[middle]):
-            high = middle
-        else:
-            low = middle + 1
-    return RIDGES[low] if low < len(RIDGES) else None

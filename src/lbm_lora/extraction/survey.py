@@ -3,6 +3,10 @@
 A survey decomposes every matrix once, up to a highest rank, keeps the vectors in a scratch file, and returns the
 spectra, from which the ranks of all adapters are chosen. The second pass (`SurveyedPass`) truncates the vectors to the
 chosen ranks, rounds them, and measures them against the deltas.
+
+A size limit lets any delta have several times the mean rank, since nobody knows beforehand which ones need it, and each
+rank costs time. Such a survey has levels: all deltas at low ranks first, then again at higher ones those that use what
+they have. Deltas that get more ranks leave fewer bytes to all others, so no other delta uses more than before.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +15,6 @@ from pathlib import Path
 
 import torch
 import xxhash
-from torch import Tensor
 
 from lbm_lora.adapter import Outcome
 from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TensorSpec
@@ -26,14 +29,18 @@ from lbm_lora.factorize import (
     dense_dtype,
     matrix_shape,
     rank_above,
+    rank_bound,
     rounding_edge,
     to_matrix,
     weighted_svd,
 )
+from lbm_lora.files import MARK_KEY
 from lbm_lora.naming import ParamName, module_of
-from lbm_lora.ownership import MARK_KEY
 from lbm_lora.parallel import ordered_map
 from lbm_lora.ranks import (
+    LEAST_CAP,
+    SMALL_SIDE,
+    Choice,
     DeltaSpectrum,
     OutputNorm,
     WidthSpectrum,
@@ -45,9 +52,11 @@ from lbm_lora.ranks import (
 )
 
 _LEFT, _VALUES, _RIGHT = ".left", ".values", ".right"  # suffixes of a delta's vectors in the scratch file
+_FIRST_SHARE = 4  # of its highest rank: what a delta gets in the first level
+_USED = 0.75  # of the ranks that a delta has: one that uses more gets twice as many
 
 
-@dataclass(frozen=True)
+@dataclass
 class Survey:
     """Result of the first pass.
 
@@ -68,10 +77,32 @@ class Survey:
         return Survey(list(spectra.values()), list(widths.values()), self.others)
 
 
-@dataclass(frozen=True)
-class _Decomposed:
-    spectrum: DeltaSpectrum | WidthSpectrum
-    svd: WeightedSVD | None
+def first_level(plan: Plan) -> Plan:
+    """Return the plan at the ranks of the first level, from one with the highest rank of each delta."""
+    caps: dict[ParamName, int] = {}
+    for item in plan.of(Action.DECOMPOSE):
+        highest = item.rank or 1
+        few = max(LEAST_CAP, -(-highest // _FIRST_SHARE))
+        caps[item.name] = highest if rank_bound(item.shape) <= SMALL_SIDE else min(highest, few)
+    return plan.with_caps(caps)
+
+
+def more_ranks(plan: Plan, surveyed: Plan, choices: Sequence[Choice]) -> dict[ParamName, int]:
+    """Return the deltas to survey again, with their new highest ranks: those that use nearly all ranks that they have,
+    or are stored dense, which more ranks may replace.
+
+    Args:
+        plan: plan with the highest rank of each delta.
+        surveyed: the same with the ranks that were surveyed.
+        choices: what would be chosen from these.
+    """
+    found: dict[ParamName, int] = {}
+    for item, allowed in zip(surveyed.of(Action.DECOMPOSE), plan.of(Action.DECOMPOSE), strict=True):
+        rank, highest = item.rank or 1, allowed.rank or 1
+        used = [choice.highest_rank(item.name) for choice in choices]
+        if rank < highest and any(one is None or one > _USED * rank for one in used):
+            found[item.name] = min(2 * rank, highest)
+    return found
 
 
 class SurveyPass:
@@ -85,18 +116,9 @@ class SurveyPass:
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        settings: DeltaSettings,
-        norm: OutputNorm | None,
-        scratch: Path,
-        *,
-        has_spare: bool = False,
+        self, plan: Plan, settings: DeltaSettings, norm: OutputNorm | None, scratch: Path, *, has_spare: bool = False
     ) -> None:
-        self._has_spare = has_spare
-        self._plan = plan
-        self._settings = settings
-        self._norm = norm
+        self._plan, self._settings, self._norm, self._has_spare = plan, settings, norm, has_spare
         self._weights_of = norm.weights_of if norm else unweighted
         self._reader = DeltaReader(plan.pairing, settings)
         specs: dict[str, TensorSpec] = {}
@@ -111,34 +133,35 @@ class SurveyPass:
         return len(self._plan.items)
 
     def run(self, on_tensor: Callable[[], None] = lambda: None) -> Survey:
-        """Read every delta once; `on_tensor` is called after each, for a progress bar."""
-        spectra: list[DeltaSpectrum] = []
-        widths: list[WidthSpectrum] = []
-        others = Measure()
+        """Read every delta once; `on_tensor` is called after each."""
+        survey = Survey([], [], Measure())
         with self._file:
             for made in ordered_map(self._decompose, self._plan.items):
                 if isinstance(made, Outcome):
-                    others += made.row.measure
-                    on_tensor()
-                    continue
-                name = made.spectrum.name
-                if made.svd is not None:
-                    self._file.write(name + _LEFT, made.svd.left)
-                    self._file.write(name + _VALUES, made.svd.values)
-                    self._file.write(name + _RIGHT, made.svd.right)
-                if isinstance(made.spectrum, WidthSpectrum):
-                    widths.append(made.spectrum)
+                    survey.others += made.row.measure
                 else:
-                    spectra.append(made.spectrum)
+                    self._add(survey, *made)
                 on_tensor()
-        return Survey(spectra, widths, others)
+        return survey
 
-    def _decompose(self, item: PlanItem) -> _Decomposed | Outcome:
+    def _add(self, survey: Survey, spectrum: DeltaSpectrum | WidthSpectrum, svd: WeightedSVD | None) -> None:
+        if isinstance(spectrum, WidthSpectrum):
+            survey.widths.append(spectrum)
+        else:
+            survey.spectra.append(spectrum)
+        if svd is not None:
+            self._file.write(spectrum.name + _LEFT, svd.left)
+            self._file.write(spectrum.name + _VALUES, svd.values)
+            self._file.write(spectrum.name + _RIGHT, svd.right)
+
+    def _decompose(self, item: PlanItem) -> tuple[DeltaSpectrum | WidthSpectrum, WeightedSVD | None] | Outcome:
         delta = self._reader.read(item)
         if isinstance(delta, Outcome):
             return delta
         if item.action is Action.KEEP_DENSE:
-            return _Decomposed(self._vector(item, delta.values), None)
+            moment = self._norm.vector_moment_of(item.name) if self._norm else None
+            is_unknown = self._norm is not None and self._norm.energy > 0 and moment is None
+            return vector_spectrum(item.name, delta.values, moment, is_needed=is_unknown), None
         matrix = to_matrix(delta.values)
         weights = self._weights_of(module_of(item.name))
         try:
@@ -147,7 +170,7 @@ class SurveyPass:
         except InputError as error:
             raise InputError(f"{item.name}: ", *error.args) from None
         if self._settings.dtype == PACKED:
-            return _Decomposed(width_spectrum(item.name, item.shape, matrix, svd, weights, whitening), svd)
+            return width_spectrum(item.name, item.shape, matrix, svd, weights, whitening), svd
         worth = len(svd.values)
         if weights == Weights():  # in another norm, values are not comparable with the noise
             worth = max(1, rank_above(svd.values, rounding_edge(to_matrix(self._plan.pairing.tuned.read(item.name)))))
@@ -160,13 +183,7 @@ class SurveyPass:
             dense=dense_error(matrix, weights, dense_dtype(self._settings.dtype)),
             worth=worth,
         )
-        return _Decomposed(spectrum, svd)
-
-    def _vector(self, item: PlanItem, values: Tensor) -> WidthSpectrum:
-        """Return the spectrum of a dense delta; with an output norm its worth may be unknown."""
-        moment = self._norm.vector_moment_of(item.name) if self._norm else None
-        is_unknown = self._norm is not None and self._norm.energy > 0 and moment is None
-        return vector_spectrum(item.name, values, moment, is_needed=is_unknown)
+        return spectrum, svd
 
 
 def stored_vectors(files: Sequence[Checkpoint], name: ParamName) -> WeightedSVD:

@@ -12,10 +12,13 @@ from lbm_lora.factorize.budget import (
 from lbm_lora.factorize.eight_bit import EightBit, grid_noise, quantize, shortened
 from lbm_lora.factorize.factors import (
     Factors,
+    concatenated,
     dense_dtype,
+    exact_factors,
     factorize,
     factorize_ranks,
     factors_of,
+    product_svd,
     rounded,
     stored_factors,
 )
@@ -32,8 +35,9 @@ from lbm_lora.factorize.grid import (
     vector_of,
 )
 from lbm_lora.factorize.matrix import (
+    FULL_RANK,
+    FixedRank,
     down_shape,
-    from_matrix,
     has_matrix_view,
     matrix_shape,
     rank_bound,
@@ -42,9 +46,7 @@ from lbm_lora.factorize.matrix import (
 )
 from lbm_lora.factorize.measure import Measure, measure_delta, with_error
 from lbm_lora.factorize.moments import Moment, MomentAccumulator
-from lbm_lora.factorize.noise import noise_edge, rank_above, rounding_edge
-from lbm_lora.factorize.products import concatenated, exact_factors, product_svd, weighted_product_svd
-from lbm_lora.factorize.rank import FULL_RANK, FixedRank
+from lbm_lora.factorize.noise import rank_above, rounding_edge
 from lbm_lora.factorize.roots import Root, TriangularRoot
 from lbm_lora.factorize.svd import TruncatedSVD, exact_svd, truncated_svd
 from lbm_lora.factorize.weighted import (
@@ -52,78 +54,9 @@ from lbm_lora.factorize.weighted import (
     WeightedSVD,
     Weights,
     Whitening,
-    output_error,
     packed_factors,
     weighted_factors,
+    weighted_product_svd,
     weighted_svd,
 )
 from lbm_lora.factorize.width_budget import WidthAllocation, WidthCosts, allocate_widths, allocate_widths_for
-
-__all__ = [
-    "Allocation",
-    "Counts",
-    "EightBit",
-    "FULL_RANK",
-    "Factors",
-    "FixedRank",
-    "Grid",
-    "Measure",
-    "Moment",
-    "MomentAccumulator",
-    "PACKED",
-    "RIDGE",
-    "Root",
-    "Spectrum",
-    "TriangularRoot",
-    "TruncatedSVD",
-    "WIDTHS",
-    "WeightedSVD",
-    "Weights",
-    "Whitening",
-    "WidthAllocation",
-    "WidthCosts",
-    "allocate",
-    "allocate_error",
-    "allocate_widths",
-    "allocate_widths_for",
-    "concatenated",
-    "counts_of",
-    "curve",
-    "dense_dtype",
-    "down_shape",
-    "energy_rank",
-    "error_rank",
-    "exact_factors",
-    "exact_svd",
-    "factorize",
-    "factorize_ranks",
-    "factors_of",
-    "from_matrix",
-    "grid_noise",
-    "has_matrix_view",
-    "largest",
-    "matrix_shape",
-    "measure_delta",
-    "nearest",
-    "noise_edge",
-    "output_error",
-    "packed_factors",
-    "product_svd",
-    "quantize",
-    "rank_above",
-    "rank_bound",
-    "relative_noise",
-    "rounded",
-    "rounding_edge",
-    "shortened",
-    "stored_factors",
-    "to_matrix",
-    "truncated_svd",
-    "up_shape",
-    "vector_counts",
-    "vector_of",
-    "weighted_factors",
-    "weighted_product_svd",
-    "weighted_svd",
-    "with_error",
-]

@@ -29,9 +29,6 @@ class Spectrum:
         rank_bytes: bytes of each rank.
         fixed_bytes: bytes of having factors at all: alpha, and the names of three tensors in the file.
         dense_bytes: bytes of the dense delta, which leaves no error; None if it is not a choice.
-
-    Raises:
-        InputError: a value is not finite or negative, or a choice costs nothing.
     """
 
     squares: Float64[np.ndarray, " k"]

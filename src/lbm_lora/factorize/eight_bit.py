@@ -44,11 +44,7 @@ class EightBit:
 
 
 def quantize(up: Float[Tensor, "out rank"], down: Float[Tensor, "rank columns"]) -> EightBit:
-    """Return the nearest factors in 8 bits, each rounded on its own; exact if they are in 8 bits already.
-
-    Raises:
-        InputError: a value is not finite.
-    """
+    """Return the nearest factors in 8 bits, each rounded on its own; exact if they are in 8 bits already."""
     across = _units(down.float(), dim=1)
     moved = up.float() * across  # the product of two units may have more digits than are kept
     unit = _units(moved, dim=0)
@@ -58,11 +54,7 @@ def quantize(up: Float[Tensor, "out rank"], down: Float[Tensor, "rank columns"])
 
 
 def on_grid(rows: Float[Tensor, "rank columns"]) -> Float32[Tensor, "rank columns"]:
-    """Return `down` as stored in 8 bits, up to the scale of its rows.
-
-    Raises:
-        InputError: a value is not finite.
-    """
+    """Return `down` as stored in 8 bits, up to the scale of its rows."""
     unit = _units(rows.float(), dim=1)[:, None]
     return _whole(rows.float(), unit).float() * unit
 

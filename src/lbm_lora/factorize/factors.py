@@ -7,6 +7,10 @@ of a randomized SVD and the error of rounding `down` within its row space: a few
 At full rank no decomposition is needed: the matrix itself is one factor, the identity on its short side the other.
 This takes the same bytes as an SVD's factors and loses only the rounding of one matrix; deltas of bf16 checkpoints
 often survive even that bit for bit.
+
+A sum of products is one product of two thin matrices, all `up` side by side and all `down` on top of each other. QR of
+both leaves a small square matrix, whose SVD is that of the sum: memory and time depend on the ranks, and the matrix
+itself is never built unless the ranks reach its short side.
 """
 
 from collections.abc import Sequence
@@ -18,7 +22,7 @@ from torch import Tensor
 
 from lbm_lora.errors import InputError, Option
 from lbm_lora.factorize.eight_bit import on_grid, quantize
-from lbm_lora.factorize.svd import TruncatedSVD, truncated_svd
+from lbm_lora.factorize.svd import TruncatedSVD, exact_svd, truncated_svd
 
 _KEPT = 0.01  # how much rounding may change the squared length of a row of V^T before the row counts as lost
 _CUTOFF = 1e-4  # directions of lost rows below this fraction of the largest are dropped
@@ -60,9 +64,6 @@ def factorize(matrix: Float[Tensor, "out columns"], rank: int, dtype: torch.dtyp
         rank: 1 or more, capped at min(out, columns).
         dtype: the stored dtype: fp32, fp16, bf16, or int8.
         seed: seed of the randomized method.
-
-    Raises:
-        InputError: a value leaves the range of `dtype`.
     """
     return factorize_ranks(matrix, [rank], dtype, seed=seed)[0]
 
@@ -90,31 +91,19 @@ def factorize_ranks(
 
 
 def factors_of(svd: TruncatedSVD, dtype: torch.dtype) -> Factors:
-    """Return the best factors for a truncated decomposition, rounded to `dtype`.
-
-    Raises:
-        InputError: a value leaves the range of `dtype`.
-    """
+    """Return the best factors for a truncated decomposition, rounded to `dtype`."""
     root = svd.values.sqrt()
     down = rounded_down(root[:, None] * svd.right, dtype)
     return stored_factors(_refit(svd, down.float(), root), down, dtype)
 
 
 def rounded_down(down: Float[Tensor, "rank columns"], dtype: torch.dtype) -> Float[Tensor, "rank columns"]:
-    """Return `down` with its stored values, to which `up` is then fitted; fp32 for int8.
-
-    Raises:
-        InputError: a value leaves the range of `dtype`.
-    """
+    """Return `down` with its stored values, to which `up` is then fitted; fp32 for int8."""
     return on_grid(down) if dtype == torch.int8 else rounded(down, dtype)
 
 
 def stored_factors(up: Float[Tensor, "out rank"], down: Float[Tensor, "rank columns"], dtype: torch.dtype) -> Factors:
-    """Return both factors with their stored values; fp32 for int8, see `eight_bit`.
-
-    Raises:
-        InputError: a value leaves the range of `dtype`.
-    """
+    """Return both factors with their stored values; fp32 for int8, see `eight_bit`."""
     if dtype == torch.int8:
         return Factors(*quantize(up, down).factors())
     return Factors(rounded(up, dtype), rounded(down, dtype))
@@ -126,11 +115,7 @@ def dense_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a copy in the stored dtype.
-
-    Raises:
-        InputError: a finite value leaves the range of `dtype`, as values above 65504 do in fp16.
-    """
+    """Return a copy in the stored dtype."""
     stored = values.to(dtype, copy=True)
     if not torch.isfinite(stored).all():
         largest = values.abs().max().item()
@@ -148,9 +133,8 @@ def _is_identity(factor: Tensor) -> bool:
 
 
 def _full_rank(matrix: Float[Tensor, "out columns"], dtype: torch.dtype) -> Factors:
-    rows, columns = matrix.shape
-    identity = torch.eye(min(rows, columns), device=matrix.device)
-    return stored_factors(*((identity, matrix) if rows <= columns else (matrix, identity)), dtype)
+    exact = exact_factors(matrix)
+    return stored_factors(exact.up, exact.down, dtype)
 
 
 def _refit(
@@ -168,3 +152,32 @@ def _refit(
     if ((gram.diagonal() - 1).abs() > _KEPT).any():
         return (torch.linalg.pinv(gram, rtol=_CUTOFF, hermitian=True) @ products).mT / scale
     return (torch.linalg.inv(gram) @ products).mT / scale
+
+
+def concatenated(terms: Sequence[Factors]) -> Factors:
+    """Return factors whose product is the sum of the terms': the ranks add up.
+
+    Args:
+        terms: one or more, of one shape.
+    """
+    ups, downs = [term.up.float() for term in terms], [term.down.float() for term in terms]
+    return Factors(torch.cat(ups, dim=1), torch.cat(downs))
+
+
+def exact_factors(matrix: Float[Tensor, "out columns"]) -> Factors:
+    """Return a matrix as fp32 factors, one of which is the identity on its short side."""
+    values = matrix.float()
+    rows, columns = values.shape
+    identity = torch.eye(min(rows, columns), device=values.device)
+    return Factors(identity, values) if rows <= columns else Factors(values, identity)
+
+
+def product_svd(factors: Factors) -> TruncatedSVD:
+    """Return the complete SVD of up @ down: min(rank, out, columns) values, in fp32 and to its precision."""
+    up, down = factors.up.float(), factors.down.float()
+    if factors.rank >= min(up.shape[0], down.shape[1]):
+        return exact_svd(up @ down, min(up.shape[0], down.shape[1]))
+    left_frame, left = torch.linalg.qr(up)
+    right_frame, right = torch.linalg.qr(down.mT)
+    small = exact_svd(left @ right.mT, factors.rank)
+    return TruncatedSVD(left_frame @ small.left, small.values, small.right @ right_frame.mT, exact=True)

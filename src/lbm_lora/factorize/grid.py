@@ -68,11 +68,7 @@ class Counts:
 
 
 def counts_of(factors: Factors, grid: Grid) -> Counts:
-    """Invert `Counts.factors`.
-
-    Raises:
-        InputError: the factors are not on the grid.
-    """
+    """Invert `Counts.factors`."""
     share = _share(grid.unit)
     up, down = (factors.up.float() / (grid.unit / share)).round(), (factors.down.float() / share[:, None]).round()
     most = torch.tensor([largest(width) for width in grid.widths], dtype=torch.float32)
@@ -94,11 +90,7 @@ def vector_of(counts: Int16[Tensor, " n"], grid: Grid) -> Float32[Tensor, " n"]:
 
 
 def vector_counts(values: Float[Tensor, " n"], grid: Grid) -> Int16[Tensor, " n"]:
-    """Invert `vector_of`.
-
-    Raises:
-        InputError: the values are not on the grid.
-    """
+    """Invert `vector_of`."""
     counts = (values.float() / grid.unit).round()
     if (counts.abs() > largest(grid.widths[0])).any() or not torch.equal(counts * grid.unit, values.float()):
         raise InputError("values are not on the grid that they are to be stored with.")
@@ -127,9 +119,6 @@ def nearest(
 
     Returns:
         The counts, and the unit of each row; 1 for a row of zeros.
-
-    Raises:
-        InputError: a value is not finite.
     """
     values = rows.float().contiguous()
     unit = _units(_sampled(values, variances), widths)

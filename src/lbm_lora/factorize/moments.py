@@ -33,9 +33,6 @@ class Moment:
         repeat: how many consecutive columns of a matrix each of the n stands for. For a conv's inputs M covers the
             channels and applies to each of the kh*kw positions of the kernel, since columns are ordered (in, kh, kw);
             the correlation between two positions counts as zero.
-
-    Raises:
-        InputError: the fields match none of these forms.
     """
 
     dense: Float[Tensor, "n n"] | None = None
@@ -73,9 +70,6 @@ class Moment:
 
         Args:
             ridge: above 0. It gives errors a cost in directions that no sample covered.
-
-        Raises:
-            InputError: the ridge is not above 0, or M is not finite.
         """
         if not ridge > 0:
             raise InputError(f"the ridge of a second moment must be above 0, got {ridge:g}.")
@@ -155,11 +149,7 @@ class MomentAccumulator:
             self._sketch.addmm_(wide.mT, wide @ self._omega(), alpha=weight)
 
     def result(self, count: float = 1.0) -> Moment:
-        """Return the sum divided by `count`.
-
-        Raises:
-            InputError: the sum is not finite: a row was not, or its squares leave the range of fp32.
-        """
+        """Return the sum divided by `count`."""
         if self._dense is not None:
             mean = _finite(self._dense) / count
             return Moment(dense=(mean + mean.mT) / 2, repeat=self._repeat)

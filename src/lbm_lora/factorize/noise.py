@@ -23,12 +23,6 @@ _DIGITS = {torch.bfloat16: 7, torch.float16: 10}  # of the mantissa
 _ROWS = 256
 
 
-def noise_edge(shape: tuple[int, int], element_std: float) -> float:
-    """Return the largest singular value of noise of one standard deviation: element_std * (sqrt(m) + sqrt(n))."""
-    rows, columns = shape
-    return element_std * (math.sqrt(rows) + math.sqrt(columns))
-
-
 def rounding_edge(tuned: Float[Tensor, "out columns"]) -> float:
     """Return the largest singular value that storage rounding adds to the delta of a matrix.
 

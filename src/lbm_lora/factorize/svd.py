@@ -59,9 +59,6 @@ def truncated_svd(
         squared_norm: squared norm of the matrix, if already known.
         has_spare: whether the rank is higher than what is likely to be used, so that the last ranks may be less
             accurate: several times as fast at high ranks. See `wide_subspace`.
-
-    Raises:
-        InputError: the decomposition does not converge, which finite values do not cause in practice.
     """
     short = min(matrix.shape)
     if short > _EXACT_BELOW and (has_spare or rank * _EXACT_SHARE < short):

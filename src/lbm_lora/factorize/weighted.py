@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lbm_lora.blocks import energy
 from lbm_lora.errors import InputError
-from lbm_lora.factorize.factors import Factors, rounded_down, stored_factors
+from lbm_lora.factorize.factors import Factors, product_svd, rounded_down, stored_factors
 from lbm_lora.factorize.grid import Counts, Grid, nearest
 from lbm_lora.factorize.moments import Moment
 from lbm_lora.factorize.roots import Root
@@ -78,9 +78,6 @@ class Weights:
         scale: E ||gradient of the matrix||^2 / (tr(C) tr(G)), over all columns: how the errors at an image's token
             positions add up; 1 if they are independent. On the bundled mini model it is 14 for an attention's to_v,
             whose errors are averaged over all positions, and 0.25 for its to_out.
-
-    Raises:
-        InputError: the scale is not positive and finite.
     """
 
     inputs: Moment | None = None
@@ -93,11 +90,7 @@ class Weights:
             raise InputError(f"the scale of a layer's weights must be above 0 and finite, got {self.scale:g}.")
 
     def whitening(self) -> Whitening:
-        """Return the roots of both sides, at O(n^3) for a dense moment: compute them once per layer.
-
-        Raises:
-            InputError: a moment is not finite, or the ridge is not above 0.
-        """
+        """Return the roots of both sides, at O(n^3) for a dense moment: compute them once per layer."""
         inputs, outputs = (None if side is None else side.root(self.ridge) for side in (self.inputs, self.outputs))
         return Whitening(inputs, outputs, math.sqrt(self.scale))
 
@@ -143,9 +136,6 @@ def weighted_svd(
         matrix: fp32, finite.
         rank: 1 to min(out, columns).
         seed, has_spare: see `truncated_svd`.
-
-    Raises:
-        InputError: see `truncated_svd`.
     """
     white = whitening(matrix)
     whole = energy(white)
@@ -160,14 +150,21 @@ def weighted_svd(
     return WeightedSVD(left, svd.values, right, rest)
 
 
+def weighted_product_svd(factors: Factors, whitening: Whitening) -> WeightedSVD:
+    """Return the complete SVD of the whitened up @ down, mapped back; see `weighted_svd`.
+
+    Both sides are whitened as factors: L_G^T up and down L_C are as thin as up and down.
+    """
+    white = Factors(whitening.columns(factors.up.float()), whitening.rows(factors.down.float()))
+    svd = product_svd(white)
+    return WeightedSVD(whitening.undo_columns(svd.left), svd.values, whitening.undo_rows(svd.right), rest=0.0)
+
+
 def weighted_factors(svd: WeightedSVD, dtype: torch.dtype, whitening: Whitening) -> Factors:
     """Return the best factors for a truncated decomposition, rounded to `dtype`.
 
     `down` and `up` share the scale of each component; `down` is rounded, then `up` is refitted to the rounded `down` in
     the weighted norm: up = matrix C down^T (down C down^T)^-1, which does not depend on G.
-
-    Raises:
-        InputError: a value leaves the range of `dtype`.
     """
     lengths = torch.linalg.vector_norm(svd.right, dim=1)
     heights = torch.linalg.vector_norm(svd.left, dim=0) * svd.values
@@ -201,19 +198,3 @@ def packed_factors(svd: WeightedSVD, widths: Sequence[int], whitening: Whitening
     fitted = (svd.left * svd.values) @ (inverse @ products).mT * step
     up, unit = nearest(fitted.mT, bits, variances=outputs, root=whitening.outputs)
     return Counts(up.mT, down, Grid(tuple(bits), unit))
-
-
-def output_error(
-    delta: Float[Tensor, "out columns"], approximation: Tensor | Factors | None, whitening: Whitening
-) -> tuple[float, float]:
-    """Return (squared error, squared norm) of a delta in the weighted norm.
-
-    Args:
-        delta: the matrix, fp32.
-        approximation: a matrix of the same shape, or factors; None is zero.
-    """
-    size = energy(whitening(delta))
-    if approximation is None:
-        return size, size
-    known = approximation.product() if isinstance(approximation, Factors) else approximation
-    return energy(whitening(delta - known)), size

@@ -19,12 +19,7 @@ Outputs = Float[Tensor, "batch channels rows columns"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Question:
-    """Inputs on which every model is run for one image.
-
-    Attributes:
-        source: source latent, on the CPU.
-        points: points of its bridge.
-    """
+    """Inputs on which every model is run for one image."""
 
     source: Latent
     points: tuple[Point, ...]
@@ -66,12 +61,7 @@ def answered(model: LBMModel, points: Sequence[Point]) -> list[AnsweredPoint]:
 
 
 def question(model: LBMModel, source: Latent, schedule: Schedule, *, seed: int = 0) -> Question:
-    """Return the points of one image. The noise depends only on the seed: it is the same for every image.
-
-    Args:
-        model: the tuned model.
-        source: a batch of one.
-    """
+    """Return the points of one image. The noise depends only on the seed: it is the same for every image."""
     return Question(source=source.cpu(), points=tuple(bridge_points(model, source, schedule, shared_noise(seed))))
 
 
@@ -79,16 +69,7 @@ def question(model: LBMModel, source: Latent, schedule: Schedule, *, seed: int =
 def answer(
     model: LBMModel, asked: Question, steps: Sequence[int], *, seed: int = 0, tiled: bool | None = None
 ) -> Answer:
-    """Run one model on a question.
-
-    Args:
-        steps: numbers of denoiser calls, one image for each.
-        seed: seed for the noise between steps.
-        tiled: decode in tiles; by default if the image is larger than the model's tile.
-
-    Raises:
-        ImageError: a result is not finite.
-    """
+    """Run one model on a question."""
     source = asked.source.to(model.device, model.dtype)
     first = model.denoise(source, timestep_tensor(bridge.TRAIN_TIMESTEPS))
     predictions: dict[float, Tensor] = {}

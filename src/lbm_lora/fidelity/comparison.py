@@ -13,6 +13,7 @@ from lbm_lora.checkpoint import CheckpointLike, dtype_name
 from lbm_lora.errors import ConfigError
 from lbm_lora.fidelity.answers import Answer, Question, answer, question
 from lbm_lora.fidelity.lora_files import lora_files
+from lbm_lora.fidelity.outputs import ImageSet, OutputComparison, VariantScores, worst_first
 from lbm_lora.fidelity.points import image_latent
 from lbm_lora.fidelity.scores import compared, scores
 from lbm_lora.fidelity.shown import DIFFERENCE, ShownImage, side_by_side, tile
@@ -22,13 +23,10 @@ from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.paths import expand_sources
 from lbm_lora.imaging.perceptual import Lpips, Net, load_lpips, net_of
 from lbm_lora.model.build import LBMModel, load_model
-from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.schedule import STEP_COUNTS, check_steps, from_source, schedule_of, step_counts
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.report import ImageSet, OutputComparison, VariantScores
-from lbm_lora.report.outputs import worst_first
 
 BASE, TUNED = "base", "tuned"
 _ROWS = 8  # most rows of the side-by-side image
@@ -52,13 +50,7 @@ class ComparisonSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A comparison that is ready to run: everything except the models has been read.
-
-    Attributes:
-        sources: the images.
-        digests: digest of each image; see `imaging.digests`.
-        lpips: the metric, if requested.
-    """
+    """A comparison that is ready to run: everything except the models has been read."""
 
     settings: ComparisonSettings
     sources: tuple[Path, ...]
@@ -76,13 +68,7 @@ class ComparisonResult:
 
 
 def plan_comparison(settings: ComparisonSettings) -> Comparison:
-    """Check and read all inputs before a model is loaded.
-
-    Raises:
-        ConfigError: a number of steps is below 1.
-        ImageError: an image does not exist or cannot be read.
-        CheckpointError, HubError, MissingExtraError: LPIPS cannot be measured; see `load_lpips`.
-    """
+    """Check and read all inputs before a model is loaded."""
     if any(count < 1 for count in settings.steps):
         raise ConfigError(f"steps must be 1 or more, got {min(settings.steps)}.")
     sources = expand_sources(settings.images)
@@ -114,9 +100,6 @@ def compare_outputs(
 
     Args:
         adapters: variant -> the adapter fused into the base for it. The side-by-side image shows the first.
-
-    Raises:
-        InputError: a subclass that fits the cause; see `lbm_lora.errors`.
     """
     progress.start((2 + len(adapters)) * len(comparison.sources), "comparing outputs")
     reference = _reference(comparison, tuned, progress)
@@ -162,7 +145,10 @@ class _Measured:
 def _reference(comparison: Comparison, tuned: CheckpointLike, progress: Progress) -> _Reference:
     settings = comparison.settings
     model = _load(settings, tuned)
-    steps, schedule = _steps(settings, model.config), from_source(schedule_of(model.config))
+    schedule, counts = from_source(schedule_of(model.config)), step_counts(model.config)
+    steps = tuple(sorted(set(settings.steps))) or (STEP_COUNTS if counts is None else counts or (1,))
+    for count in steps:
+        check_steps(model.config, count)
     questions: list[Question] = []
     answers: list[Answer] = []
     for source in comparison.sources:
@@ -181,11 +167,11 @@ def _measured(
     adapter: Adapter | None,
     progress: Progress,
 ) -> _Measured:
-    """Measure the base, with or without an adapter, against the reference."""
     settings = comparison.settings
     model = _load(settings, base)
     if adapter is not None:
-        fuse_module(model.denoiser, [ScaledAdapter(adapter.filtered(_params_of(model).__contains__))])
+        names = {ParamName(name) for name, _ in model.denoiser.named_parameters()}
+        fuse_module(model.denoiser, [ScaledAdapter(adapter.filtered(names.__contains__))])
     measured = _Measured(scores=[], results=[], differences=[])
     for asked, wanted in zip(reference.questions, reference.answers, strict=True):
         found = answer(model, asked, reference.steps, seed=settings.seed)
@@ -201,24 +187,9 @@ def _load(settings: ComparisonSettings, checkpoint: CheckpointLike) -> LBMModel:
     return load_model(checkpoint, config_path=settings.config_path, device=settings.device, dtype=settings.dtype)
 
 
-def _steps(settings: ComparisonSettings, config: LBMConfig) -> tuple[int, ...]:
-    """Return the numbers of steps, ascending: as requested, else those that stay on trained timesteps."""
-    counts = step_counts(config)
-    trained = STEP_COUNTS if counts is None else counts or (1,)
-    steps = tuple(sorted(set(settings.steps))) or trained
-    for count in steps:
-        check_steps(config, count)
-    return steps
-
-
-def _params_of(model: LBMModel) -> set[ParamName]:
-    return {ParamName(name) for name, _ in model.denoiser.named_parameters()}
-
-
 def _shown(
     comparison: Comparison, result: OutputComparison, reference: _Reference, measured: Mapping[str, _Measured]
 ) -> list[ShownImage]:
-    """Return the worst images at the fewest steps."""
     variant = list(measured)[:2][-1]
     order = [result.images.index(image) for image in worst_first(result)]
     shown: list[ShownImage] = []

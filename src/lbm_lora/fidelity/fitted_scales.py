@@ -38,7 +38,6 @@ class FittedScales:
 
     Attributes:
         factors: what each LoRA's scale is multiplied with.
-        images: number of images.
     """
 
     factors: tuple[float, ...]
@@ -57,18 +56,7 @@ def fit_scales(
     device: str | torch.device = "cpu",
     progress: Progress = SILENT,
 ) -> FittedScales:
-    """Fit one factor per LoRA to the tuned model's outputs at the points of the images' bridges, from 1 on.
-
-    Args:
-        base: the checkpoint that the LoRAs are added to.
-        tuned: the checkpoint whose outputs are the goal.
-        adapters: the LoRAs at their given scales.
-        images: source images of the kind that the model is used on.
-        device: runs the networks, in fp32, one at a time.
-
-    Raises:
-        InputError: a checkpoint or image cannot be read, or a LoRA does not fit.
-    """
+    """Fit one factor per LoRA to the tuned model's outputs at the points of the images' bridges, from 1 on."""
     progress.start(len(images), "running the tuned model")
     model = load_model(tuned, config_path=config_path, device=device, dtype=torch.float32)
     wanted = [point for index, image in enumerate(images) for point in _answers(model, index, image, progress)]
@@ -91,7 +79,6 @@ def fit_scales(
 
 
 def _answers(model: LBMModel, index: int, image: Path, progress: Progress) -> list[AnsweredPoint]:
-    """The points of one image, with the tuned model's outputs."""
     latent = image_latent(model, image)
     points = list(bridge_points(model, latent, schedule_of(model.config), image_noise(0, index)))
     progress.advance()
@@ -110,7 +97,6 @@ class _Fit:
         ]
 
     def outputs(self, factors: Sequence[float]) -> list[Tensor]:
-        """The denoiser's output at each point."""
         scaled = [ScaledAdapter(adapter, factor) for adapter, factor in zip(self._adapters, factors, strict=True)]
         fused = fuse_module(self._model.denoiser, scaled)
         try:
@@ -119,7 +105,6 @@ class _Fit:
             fused.unfuse()
 
     def squared(self, outputs: Sequence[Tensor]) -> float:
-        """The sum of squared relative errors, weighted by the probabilities of the timesteps."""
         return math.fsum(float(part.double().square().sum()) for part in self._residuals(outputs))
 
     def step(
@@ -151,7 +136,6 @@ class _Fit:
         return None
 
     def errors(self, outputs: Sequence[Tensor]) -> OutputErrors:
-        """The relative errors of outputs."""
         errors = [relative_error(out, one.wanted) for out, one in zip(outputs, self._wanted, strict=True)]
         typical = typical_error(errors, (one.point.probability for one in self._wanted))
         return OutputErrors(typical=typical, worst=max(errors))

@@ -5,8 +5,7 @@ from fractions import Fraction
 
 from lbm_lora.adapter import Adapter
 from lbm_lora.adapter.metadata import parsed
-from lbm_lora.regular_file import status_of
-from lbm_lora.report import LoraFile
+from lbm_lora.fidelity.outputs import LoraFile
 
 _SPLITS = {
     "max_size": "ranks chosen across layers",
@@ -25,14 +24,13 @@ def lora_files(adapters: Mapping[str, Adapter]) -> tuple[LoraFile, ...]:
     for variant, adapter in adapters.items():
         if adapter.path is None:
             continue
-        found = status_of(adapter.path)  # it may have been removed since
         settings = parsed(adapter.metadata.facts, "lbm_lora_settings")
         split, ranks = _ranks(settings)
         files.append(
             LoraFile(
                 variant=variant,
                 file=adapter.path.name,
-                nbytes=adapter.nbytes if found is None else found.st_size,
+                nbytes=adapter.path.stat().st_size,
                 method=str(settings.get("method") or settings.get("rank_policy") or "not said"),
                 dtype=str(settings.get("dtype") or ""),
                 split=split,

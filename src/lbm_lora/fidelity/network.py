@@ -35,12 +35,7 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkErrors:
-    """Relative errors of a network's outputs, ||output - tuned|| / ||tuned||, one for each sample.
-
-    Attributes:
-        base: of the base.
-        lora: of base + LoRA.
-    """
+    """Relative errors of a network's outputs, ||output - tuned|| / ||tuned||, one for each sample."""
 
     base: tuple[float, ...]
     lora: tuple[float, ...]
@@ -62,11 +57,7 @@ class NetworkErrors:
 
 
 def component_of(module: nn.Module) -> Component:
-    """Return the weights of a module as a component without prefix.
-
-    Raises:
-        ConfigError: the module is a wrapper (DDP, torch.compile), or the model that a denoiser is a part of.
-    """
+    """Return the weights of a module as a component without prefix."""
     state = module.state_dict()
     component = open_checkpoint(state, label=type(module).__name__).component()
     if set(component) != set(state):
@@ -122,15 +113,7 @@ def outputs_of(run: Run) -> Iterator[Tensor]:
 def network_errors(
     module: nn.Module, run: Run, base: Component, adapter: Adapter, progress: Progress = SILENT
 ) -> NetworkErrors:
-    """Compare base and base + LoRA with the tuned network on every sample. Its outputs are kept in memory meanwhile.
-
-    Args:
-        module: the tuned network; it has its own weights again at the end.
-        run: runs the module.
-
-    Raises:
-        InputError: `run` yields nothing, or not the same samples each time.
-    """
+    """Compare base and base + LoRA with the tuned network on every sample. Its outputs are kept in memory meanwhile."""
     progress.start(3, "comparing outputs")
     wanted = list(outputs_of(run))
     progress.advance()

@@ -25,11 +25,6 @@ class NetworkTrial:
     """Network that starts as the tuned one, then takes base + deltas. It implements `Trial` of `lbm_lora.ranks`.
 
     The caller puts the module's weights back; see `kept_weights`.
-
-    Args:
-        base: the component that deltas are relative to.
-        checks: samples with the tuned network's outputs.
-        progress: counts the samples that are run.
     """
 
     def __init__(self, network: Network, base: Component, checks: Sequence[Check], progress: Progress) -> None:
@@ -46,11 +41,7 @@ class NetworkTrial:
         put_deltas(self._network.module, self._base, deltas)
 
     def error(self) -> TrialErrors | None:
-        """Return the relative errors of the output; None if there are no samples.
-
-        Raises:
-            InputError: `run` yields fewer samples than in the calibration.
-        """
+        """Return the relative errors of the output; None if there are no samples."""
         self._progress.start(len(self._checks), "checking the prediction")
         errors: list[float] = []
         for kind in _KINDS:
@@ -61,7 +52,15 @@ class NetworkTrial:
                     f"run yields fewer samples than in the calibration: {len(found)} of {len(wanted)} that were held "
                     "out. Give the one that the network was calibrated with."
                 )
-            errors += [_error(found[check.sample], check) for check in wanted]
+            for check in wanted:
+                output = found[check.sample]
+                if output.shape != check.wanted.shape:
+                    raise InputError(
+                        f"run yields an output of shape {tuple(output.shape)} for sample {check.sample}, and "
+                        f"{tuple(check.wanted.shape)} in the calibration. Give the one that the network was "
+                        "calibrated with."
+                    )
+                errors.append(relative_error(output, check.wanted))
             self._progress.advance(len(wanted))
         ordered = [check for kind in _KINDS for check in self._checks if check.kind == kind]
         return trial_errors(ordered, errors)
@@ -75,9 +74,6 @@ def network_checks(network: Network, count: int) -> tuple[Check, ...]:
     """Return held-out samples, and samples with other content, with the tuned network's outputs.
 
     Of fewer than four samples none is held out, and none is checked.
-
-    Args:
-        count: number of samples of the run.
     """
     held = held_out(count)
     if not held:
@@ -108,15 +104,6 @@ def check_outputs(network: Network, kind: str, samples: set[int]) -> Iterator[tu
             if index == last:
                 break
             index += 1
-
-
-def _error(found: Tensor, check: Check) -> float:
-    if found.shape != check.wanted.shape:
-        raise InputError(
-            f"run yields an output of shape {tuple(found.shape)} for sample {check.sample}, and "
-            f"{tuple(check.wanted.shape)} in the calibration. Give the one that the network was calibrated with."
-        )
-    return relative_error(found, check.wanted)
 
 
 @contextmanager

@@ -18,12 +18,7 @@ _MIDDLE = 1.28  # standard deviations on both sides of the mean that hold 80 % o
 
 @dataclass(frozen=True, kw_only=True)
 class OutputErrors:
-    """Relative errors of the denoiser's output, ||output - tuned|| / ||tuned||.
-
-    Attributes:
-        typical: see `typical_error`.
-        worst: the largest error at one point.
-    """
+    """Relative errors of the denoiser's output, ||output - tuned|| / ||tuned||."""
 
     typical: float
     worst: float

@@ -45,11 +45,6 @@ def image_latent(model: LBMModel, path: Path, *, size: int | None = None, mirror
 
     Args:
         size: square root of the pixel budget; by default the model's own.
-        mirrored: swap left and right.
-
-    Raises:
-        ImageError: the file cannot be read.
-        ConfigError: `size` is below 64.
     """
     warn_of_size(size, model.size)
     images = to_bucket(read_image(path), size or model.size, step=model.pixels_per_latent)
@@ -62,8 +57,6 @@ def bridge_points(model: LBMModel, source: Latent, schedule: Schedule, noise_at:
 
     Args:
         model: the tuned model, whose one-step prediction is the end of the bridge.
-        source: a batch of one.
-        noise_at: see `image_noise` and `shared_noise`.
     """
     source = source.to(model.device, model.dtype)
     target = source

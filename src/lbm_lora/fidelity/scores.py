@@ -12,9 +12,7 @@ from torch import Tensor
 from lbm_lora.errors import ConfigError
 from lbm_lora.fidelity.answers import Answer
 from lbm_lora.fidelity.output_errors import relative_error
-from lbm_lora.imaging.metrics import Weights, psnr, ssim
-from lbm_lora.imaging.perceptual import Lpips
-from lbm_lora.report import (
+from lbm_lora.fidelity.outputs import (
     DenoiserScore,
     ImageComparison,
     ImageScore,
@@ -23,6 +21,8 @@ from lbm_lora.report import (
     summarize,
     summarize_denoiser,
 )
+from lbm_lora.imaging.metrics import Weights, psnr, ssim
+from lbm_lora.imaging.perceptual import Lpips
 
 
 def scores(
@@ -32,7 +32,6 @@ def scores(
 
     Args:
         mask: weights (height, width) of the masked scores.
-        lpips: LPIPS metric, if requested.
     """
     return VariantScores(
         variant=variant,
@@ -57,17 +56,7 @@ def compared(
     device: str,
     lpips: str | None = None,
 ) -> OutputComparison:
-    """Combine all scores in one value.
-
-    Args:
-        found: variant -> its scores for every image, the base first.
-        references: the reference's answers, in the same order.
-        names: names of the images, in the same order.
-        reference: name of the reference; recorded, like the remaining arguments.
-
-    Raises:
-        ConfigError: there are no images or no variants.
-    """
+    """Combine all scores in one value."""
     if not names or not found:
         raise ConfigError(f"nothing to compare: {len(names)} images and {len(found)} variants.")
     images: list[ImageComparison] = []
@@ -89,17 +78,13 @@ def compared(
     )
 
 
+@torch.no_grad()
 def _image_score(steps: int, image: Tensor, target: Tensor, mask: Weights | None, lpips: Lpips | None) -> ImageScore:
     return ImageScore(
         steps=steps,
         psnr=psnr(image, target),
         ssim=ssim(image, target),
-        lpips=None if lpips is None else _distance(lpips, image, target),
+        lpips=None if lpips is None else float(lpips(image[None], target[None])),
         mask_psnr=None if mask is None else psnr(image, target, mask),
         mask_ssim=None if mask is None else ssim(image, target, mask),
     )
-
-
-@torch.no_grad()
-def _distance(lpips: Lpips, image: Tensor, target: Tensor) -> float:
-    return float(lpips(image[None], target[None]))

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 from lbm_lora.adapter import Adapter
 from lbm_lora.adapter.metadata import parsed
-from lbm_lora.errors import listing
+from lbm_lora.errors import listing, plural
+from lbm_lora.fidelity.outputs import ImageComparison, summarize
 from lbm_lora.imaging.digests import unpacked
-from lbm_lora.report.outputs import ImageComparison, summarize
-from lbm_lora.report.wording import plural
 
 
 def seen_of(adapter: Adapter, digests: Sequence[str]) -> tuple[bool, ...]:
@@ -23,13 +22,7 @@ def seen_of(adapter: Adapter, digests: Sequence[str]) -> tuple[bool, ...]:
 
 
 def remark_on_seen(seen: Sequence[bool], images: Sequence[ImageComparison], variant: str) -> str:
-    """What to say of scores that are not all of held-out images; empty where they are.
-
-    Args:
-        seen: for each image, whether the LoRA was made with it; see `seen_of`.
-        images: the scores, in the same order.
-        variant: name of the LoRA in them.
-    """
+    """What to say of scores that are not all of held-out images; empty where they are."""
     known = [image.image for image, is_seen in zip(images, seen, strict=True) if is_seen]
     if not known:
         return ""

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import Tensor
 
+from lbm_lora.fidelity.outputs import ImageSet
+from lbm_lora.files import MARK
 from lbm_lora.imaging.grids import comparison_grid
 from lbm_lora.imaging.image_file import encode_image
 from lbm_lora.imaging.tensors import to_images
-from lbm_lora.ownership import COMPARISON
-from lbm_lora.report import ImageSet
 
+COMPARISON = f"{MARK}: comparison"
+"""The mark of a report's image, which shows the results of several networks."""
 DIFFERENCE = 8
 """How much stronger than it is the difference of two images is shown."""
 

@@ -33,10 +33,7 @@ class LoraTrial:
 
     Args:
         tuned: the tuned checkpoint; the base itself if `wanted` makes it the model to compare with.
-        base: the component that deltas are relative to.
         checks: points at which the denoiser's outputs are compared with those that the tuned model gave there.
-        images: sources whose one-step results are compared.
-        progress: counts the runs of the network.
         wanted: deltas on the base that take the place of the tuned model: those of a LoRA to be resized.
     """
 
@@ -99,7 +96,10 @@ class LoraTrial:
         """Return the outputs at the checks, in their order: of several at once if that saves making weights."""
         found: dict[int, Tensor] = {}
         count = _TOGETHER if self._model.streamed else 1
-        for same in _by_shape([point for _, point in self._checks]):
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for index, (_, point) in enumerate(self._checks):
+            by_shape.setdefault(tuple(point.state.shape), []).append(index)
+        for same in by_shape.values():
             for start in range(0, len(same), count):
                 part = same[start : start + count]
                 outputs = outputs_at(self._model, [self._checks[index][1] for index in part])
@@ -107,30 +107,18 @@ class LoraTrial:
                 self._progress.advance(len(part))
         return [found[index] for index in range(len(self._checks))]
 
-    def _output(self, point: Point) -> Tensor:
-        output = outputs_at(self._model, [point])
-        self._progress.advance()
-        return output
-
     def _image(self, latent: Tensor) -> Tensor:
         source = Point(timestep=bridge.TRAIN_TIMESTEPS, probability=1.0, state=latent)
-        target = bridge.predict_target(latent, 1.0, self._output(source))
+        output = outputs_at(self._model, [source])
+        self._progress.advance()
+        target = bridge.predict_target(latent, 1.0, output)
         return self._model.decode(target)[0].cpu().clamp(-1, 1)
 
 
 def _few(checks: Sequence[tuple[Check, Point]]) -> list[tuple[Check, Point]]:
-    """Return the checks that a large network is run at: of each kind a few, evenly spread."""
     found: list[tuple[Check, Point]] = []
     for kind in dict.fromkeys(check.kind for check, _ in checks):
         same = [pair for pair in checks if pair[0].kind == kind]
         count = min(_FEW.get(kind, 1), len(same))
         found += [same[index * len(same) // count] for index in range(count)]
     return found
-
-
-def _by_shape(points: Sequence[Point]) -> list[list[int]]:
-    """Return the indices of points in groups of one shape."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for index, point in enumerate(points):
-        groups.setdefault(tuple(point.state.shape), []).append(index)
-    return list(groups.values())

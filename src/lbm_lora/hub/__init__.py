@@ -1,8 +1,7 @@
 """The Hugging Face hub: names of repositories as paths, their files as local ones, and LoRAs published there."""
 
-from lbm_lora.hub.load import load_adapter, open_checkpoint
+from lbm_lora.hub.fetch import load_adapter, local_checkpoint, local_lora, localized, open_checkpoint
 from lbm_lora.hub.names import HubName, hub_name
-from lbm_lora.hub.resolve import local_checkpoint, local_lora, localized
 
 __all__ = [
     "HubName",

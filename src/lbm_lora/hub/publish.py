@@ -1,33 +1,29 @@
 """Publish files in a repository of the Hugging Face hub, in one commit."""
 
 import json
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lbm_lora.errors import ConfigError, Option, OutputError, listing
+from lbm_lora.errors import ConfigError, Option, OutputError
+from lbm_lora.files import file_digest, is_ours
 from lbm_lora.hub.card import check_card
-from lbm_lora.hub.failures import hub_errors
+from lbm_lora.hub.fetch import PATIENCE, hub_errors
 from lbm_lora.hub.names import HubName, hub_name
-from lbm_lora.hub.repository import PATIENCE
 from lbm_lora.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 CARD = "README.md"
+_WHY = {".safetensors": "it is not a LoRA that lbm-lora wrote", ".md": "lbm-lora did not write it"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Commit:
-    """Published commit.
-
-    Attributes:
-        id: its hash.
-        url: page of the repository, or of its branch.
-    """
+    """Published commit: its hash, and the page of the repository or of its branch."""
 
     id: str
     url: str
@@ -48,6 +44,60 @@ def destination(to: str) -> HubName:
     return name
 
 
+def check_replaced(name: HubName, files: Mapping[str, Path], *, overwrite: bool = False) -> str | None:
+    """Refuse a commit that would replace a file which lbm-lora did not write, unless it has the same bytes.
+
+    A repository or a branch that does not exist yet has nothing to lose: its files stay where the branch starts.
+
+    Args:
+        files: path in the repository -> local file, as for `publish`.
+        overwrite: whether any file may be replaced that is there now.
+
+    Returns:
+        The commit that was looked at, for `publish`; None if there is none.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    api = HfApi()
+    with _publishing(name):
+        try:
+            info = api.model_info(name.repo, revision=name.revision, timeout=PATIENCE)
+        except (RepositoryNotFoundError, RevisionNotFoundError):
+            return None
+        there = {one.rfilename for one in info.siblings or ()}
+        for path in () if overwrite else sorted(there & files.keys()):
+            if not _is_replaceable(api, name.repo, str(info.sha), path, files[path]):
+                raise OutputError(
+                    f"{path} exists in {name}, and {_WHY.get(Path(path).suffix, 'it is another picture')}. Publish to "
+                    "another repository or branch, or use ",
+                    Option("overwrite"),
+                    " to replace it.",
+                )
+    return info.sha or None
+
+
+def _is_replaceable(api: "HfApi", repo: str, commit: str, path: str, new: Path) -> bool:
+    """Return whether a file is ours, by its header alone if it has one, or the same as a new one."""
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    if path.endswith(".safetensors"):
+        try:
+            found = api.parse_safetensors_file_metadata(repo, path, revision=commit, timeout=PATIENCE)
+        except SafetensorsParsingError:
+            return False
+        return any(key.startswith("lbm_lora_") for key in found.metadata or {})
+    return is_copy(new, Path(api.hf_hub_download(repo, path, revision=commit)))
+
+
+def is_copy(file: Path, path: Path) -> bool:
+    """Return whether a file may be replaced by another: it is ours, or has the same bytes."""
+    try:
+        return is_ours(path) or file_digest(file) == file_digest(path)
+    except OSError:  # a link to nothing; whoever reads it says so
+        return False
+
+
 def publish(
     name: HubName,
     files: Mapping[str, Path],
@@ -62,25 +112,35 @@ def publish(
     Args:
         files: path in the repository -> local file; README.md is the card.
         private: a repository that is made is private; an existing one must be.
-        on: the newest commit of the branch: the hub refuses the files if there is a newer one by now. None: the one
-            that a new repository or branch begins with.
+        on: the newest commit of the branch: the hub refuses the files if there is a newer one by now.
 
     Raises:
         ConfigError: the card is not valid, or the repository is public and should be private.
-        OutputError: somebody else has made the repository or the branch meanwhile.
         HubError: the hub refuses the token or the commit, or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
 
-    check_card(files[CARD].read_text(encoding="utf-8"))
-    with hub_errors(f"{name} cannot be published on the Hugging Face hub", repo=name.repo, has_cache=False):
-        _check_at_hub(files[CARD].read_text(encoding="utf-8"))
-        api = HfApi()
-        _check_visibility(api, name.repo, private=private)
+    card = files[CARD].read_text(encoding="utf-8")
+    check_card(card)
+    api = HfApi()
+    with _publishing(name):
+        _check_at_hub(card)
+        try:
+            is_public = not api.model_info(name.repo).private
+        except RepositoryNotFoundError:
+            is_public = False
+        if private and is_public:
+            raise ConfigError(
+                f"{name.repo} exists and is public, so the LoRA would be, too. Make it private in its settings, or "
+                "leave out ",
+                Option("private"),
+                ".",
+            )
         api.create_repo(name.repo, private=private, exist_ok=True)
         if name.revision is not None:
             api.create_branch(name.repo, branch=name.revision, exist_ok=True)
-        on = on or _first_commit(api, name, files)
+        on = on or api.model_info(name.repo, revision=name.revision, timeout=PATIENCE).sha
         progress.start(0, f"uploading to {name}")
         added = [CommitOperationAdd(path, file) for path, file in files.items()]
         with _without_bars():
@@ -89,18 +149,10 @@ def publish(
     return Commit(id=done.oid, url=f"{api.endpoint}/{name.repo}{tree}")
 
 
-def _first_commit(api: "HfApi", name: HubName, files: Iterable[str]) -> str | None:
-    """Return the commit that a new repository or branch begins with.
-
-    Raises:
-        OutputError: somebody else has made it meanwhile, with files that would be replaced.
-    """
-    info = api.model_info(name.repo, revision=name.revision, timeout=PATIENCE)
-    late = sorted({one.rfilename for one in info.siblings or ()} & set(files))
-    # a branch of ours begins with the files of the main one, where they stay
-    if late and (name.revision is None or info.sha != api.model_info(name.repo, timeout=PATIENCE).sha):
-        raise OutputError(f"{name} was made while this command ran, with {listing(late)}. Run the command again.")
-    return info.sha
+@contextmanager
+def _publishing(name: HubName) -> Generator[None]:
+    with hub_errors(f"{name} cannot be published on the Hugging Face hub", name.repo, has_cache=False):
+        yield
 
 
 @contextmanager
@@ -128,35 +180,14 @@ def _check_at_hub(card: str) -> None:
     except ValueError as error:
         if hasattr(error, "response"):  # an answer that is not about the card
             raise
+        try:
+            text = "; ".join(str(one["message"]) for one in json.loads(str(error))["errors"])
+        except (ValueError, KeyError, TypeError):
+            text = str(error)
         raise ConfigError(
-            f"the hub refuses the model card: {_messages(str(error))}. Check ",
+            f"the hub refuses the model card: {' '.join(text.split()).rstrip('.')}. Check ",
             Option("license"),
             " and ",
             Option("base_model"),
             ".",
         ) from None
-
-
-def _messages(answer: str) -> str:
-    """Return the sentences in the hub's answer about a card: JSON with a list of errors, or plain text."""
-    try:
-        text = "; ".join(str(one["message"]) for one in json.loads(answer)["errors"])
-    except (ValueError, KeyError, TypeError):
-        text = answer
-    return " ".join(text.split()).rstrip(".")
-
-
-def _check_visibility(api: "HfApi", repo: str, *, private: bool) -> None:
-    """Refuse to publish in a public repository what should be private."""
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    try:
-        info = api.model_info(repo)
-    except RepositoryNotFoundError:
-        return
-    if private and not info.private:
-        raise ConfigError(
-            f"{repo} exists and is public, so the LoRA would be, too. Make it private in its settings, or leave out ",
-            Option("private"),
-            ".",
-        )

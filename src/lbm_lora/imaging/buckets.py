@@ -1,8 +1,8 @@
 """Sizes that LBM works in.
 
-Eleven (width, height) buckets of about one megapixel, those of the inference of gojasper/LBM. An image is
-stretched to the bucket nearest to it in width / height, and the result is stretched back. A model made for
-another pixel budget gets the same buckets, scaled.
+An image is stretched to the (width, height) nearest to it in width / height, of eleven of about one megapixel: those of
+the inference of gojasper/LBM. The result is stretched back. A model made for another pixel budget gets the same
+buckets, scaled. The table is in `model/bridge_pipeline.py`, which stands alone.
 """
 
 from jaxtyping import Float
@@ -17,39 +17,23 @@ from lbm_lora.progress import warn
 FULL_SIZE = 1024
 """The square root of the pixel budget that the buckets are given for."""
 
-_TALL = ((896, 1152), (768, 1280), (640, 1536), (512, 1920), (512, 2048))
-
-BUCKETS: tuple[tuple[int, int], ...] = ((1024, 1024), *_TALL, *((height, width) for width, height in _TALL))
-"""(width, height) at the full size."""
-
 
 def nearest_bucket(width: int, height: int, size: int = FULL_SIZE, *, step: int = 8) -> tuple[int, int]:
     """Return the (width, height) that an image is stretched to.
 
     Args:
-        width: width of the image in pixels.
-        height: height of the image in pixels.
         size: square root of the pixel budget; at 1024 the buckets are LBM's own.
         step: sides are multiples of it; the down-scaling factor of the VAE.
-
-    Raises:
-        ConfigError: `size` is below 64.
     """
+    from lbm_lora.model.bridge_pipeline import nearest_bucket as nearest  # diffusers takes seconds
+
     if size < SMALLEST_SIZE:
         raise ConfigError(f"size {size} is too small for the buckets. Use {SMALLEST_SIZE} or more.")
-    aspect = width / height
-    # Upstream measures the distance in width / height, so its choice is kept although it is not symmetric.
-    bucket = min(BUCKETS, key=lambda sides: abs(sides[0] / sides[1] - aspect))
-    return _scaled(bucket[0], size, step), _scaled(bucket[1], size, step)
+    return nearest(width, height, size, step=step)
 
 
 def warn_of_size(size: int | None, made_for: int) -> None:
-    """Warn of a pixel budget far from the model's: below a quarter of it, where LBM's training ends, or above twice.
-
-    Args:
-        size: square root of the budget that is asked for; None: the model's own.
-        made_for: the model's own.
-    """
+    """Warn of a pixel budget far from the model's: below a quarter of it, where LBM's training ends, or above twice."""
     if size is not None and not made_for <= 4 * size <= 8 * made_for:
         warn(
             Option("size"),
@@ -64,17 +48,5 @@ def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def to_bucket(image: Image.Image, size: int, *, step: int) -> Float[Tensor, "1 3 height width"]:
-    """An image stretched to the nearest bucket, as a batch of one with values in [-1, 1].
-
-    Args:
-        size: square root of the pixel budget.
-        step: sides are multiples of it; the down-scaling factor of the VAE.
-
-    Raises:
-        ConfigError: `size` is below 64.
-    """
+    """An image stretched to the nearest bucket, as a batch of one with values in [-1, 1]; see `nearest_bucket`."""
     return to_tensor([resized(image, nearest_bucket(image.width, image.height, size, step=step))])
-
-
-def _scaled(side: int, size: int, step: int) -> int:
-    return max(step, round(side * size / FULL_SIZE / step) * step)

@@ -30,12 +30,7 @@ class ImageDigests:
 
 
 def digests_of(paths: Sequence[Path]) -> ImageDigests:
-    """Decode every image once.
-
-    Raises:
-        ImageError: some cannot be read; all of them are named, since a set that loses images in silence measures
-            something else.
-    """
+    """Decode every image once."""
     together = xxhash.xxh3_128()
     each: list[str] = []
     broken: list[tuple[Path, ImageError]] = []

@@ -1,6 +1,8 @@
 """Images and masks out of bytes, by the same rules as `imaging.image_file` has for files."""
 
 import io
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,62 +20,38 @@ _TURNED = frozenset({5, 6, 7, 8})
 
 
 def encoded_size(data: bytes) -> Size:
-    """Return (width, height) of an image, upright, from its header.
-
-    Raises:
-        ImageError: the bytes begin no image that can be read.
-    """
-    try:
-        with open_image(io.BytesIO(data)) as opened:
-            # a PNG may hold its EXIF behind the pixels, and would be decoded to find it
-            exif = opened.getexif() if opened.format != "PNG" or "exif" in opened.info else {}
-            width, height = opened.size
-            return (height, width) if exif.get(ExifTags.Base.Orientation) in _TURNED else (width, height)
-    except Image.UnidentifiedImageError:
-        raise ImageError(f"not an image in a supported format ({READABLE})") from None
-    except BROKEN as error:
-        raise ImageError(f"cannot be decoded: {error}") from None
+    """Return (width, height) of an image, upright, from its header."""
+    with _opened(data) as image:
+        # a PNG may hold its EXIF behind the pixels, and would be decoded to find it
+        exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+        width, height = image.size
+        return (height, width) if exif.get(ExifTags.Base.Orientation) in _TURNED else (width, height)
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """The image as upright 8-bit sRGB, mode `RGB`; see `imaging.image_file.read_image`.
-
-    Args:
-        data: of an image file.
-        name: for errors and warnings.
-
-    Raises:
-        ImageError: the bytes are damaged or no image, or its pixels have no fixed range.
-    """
-    return as_srgb(*_open_upright(data), Path(name))
+    """The image as upright 8-bit sRGB, mode `RGB`; see `imaging.image_file.read_image`."""
+    with _opened(data) as image:
+        decoded, kind = upright(image)
+    return as_srgb(decoded, kind, Path(name))
 
 
-def decode_mask(data: bytes, name: str) -> Image.Image:
-    """The mask as mode `L`: the alpha channel where it says something, else the brightness; see `imaging.masks`.
-
-    Raises:
-        ImageError: the bytes are damaged or no image, or the mask is black: nothing of the pair would count.
-    """
-    mask = as_mask(*_open_upright(data), Path(name))
+def decode_mask(data: bytes, name: str, size: Size | None = None) -> Image.Image:
+    """The mask as mode `L`, in an image's size where one is given; see `imaging.masks.read_mask`."""
+    with _opened(data) as image:
+        decoded, kind = upright(image)
+    mask = as_mask(decoded, kind, Path(name))
+    if size is not None:
+        return fitted_mask(mask, size, Path(name))
     if int(np.asarray(mask).max()) <= 1:
         raise ImageError("the mask is black, so no pixel of the pair would count")
     return mask
 
 
-def decode_fitted_mask(data: bytes, name: str, size: Size) -> Image.Image:
-    """The mask as mode `L` in an image's size; see `imaging.masks.read_mask`.
-
-    Raises:
-        ImageError: the bytes are damaged or no image, its shape is not the image's, or it is black everywhere.
-    """
-    return fitted_mask(as_mask(*_open_upright(data), Path(name)), size, Path(name))
-
-
-def _open_upright(data: bytes) -> tuple[Image.Image, str | None]:
-    """The decoded first frame, turned as EXIF says, and its format."""
+@contextmanager
+def _opened(data: bytes) -> Generator[Image.Image]:
     try:
-        with open_image(io.BytesIO(data)) as opened:
-            return upright(opened)
+        with open_image(io.BytesIO(data)) as image:
+            yield image
     except Image.UnidentifiedImageError:
         raise ImageError(f"not an image in a supported format ({READABLE})") from None
     except BROKEN as error:

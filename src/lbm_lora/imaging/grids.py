@@ -31,21 +31,16 @@ def tile(image: Image.Image) -> Image.Image:
 
 
 def comparison_grid(labels: Sequence[str], rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """Return an image with one column for each label and one row for each list of images.
-
-    Args:
-        labels: heads of the columns; may have several lines.
-        rows: images of mode `RGB`, one for each label; sizes may differ.
-
-    Raises:
-        ImageError: no rows, or a row with another number of images than labels.
-    """
+    """Return an image with one column for each label and one row for each list of images."""
     if not rows or any(len(row) != len(labels) for row in rows):
         counts = ", ".join(str(len(row)) for row in rows) or "none"
         raise ImageError(f"a comparison needs rows of {len(labels)} images, one for each label, not {counts}.")
     tiles = [[tile(image) for image in row] for row in rows]
-    font = ImageFont.load_default(_text_size(tiles))
-    boxes = [_box(label, font) for label in labels]
+    # a share of the largest tile, readable when the whole is scaled down
+    font = ImageFont.load_default(max(20, max(max(image.size) for row in tiles for image in row) // 24))
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    corners = [pen.multiline_textbbox((0, 0), label, font=font)[2:] for label in labels]
+    boxes = [(int(right) + 1, int(bottom) + 1) for right, bottom in corners]
     widths = [max(box[0], *(row[i].width for row in tiles)) for i, box in enumerate(boxes)]
     heights = [max(image.height for image in row) for row in tiles]
     head = max(box[1] for box in boxes) + _GAP
@@ -61,15 +56,3 @@ def comparison_grid(labels: Sequence[str], rows: Sequence[Sequence[Image.Image]]
             top += height + _GAP
         left += widths[column] + _GAP
     return canvas
-
-
-def _text_size(tiles: Sequence[Sequence[Image.Image]]) -> int:
-    """Height of the letters, pixels: a share of the largest tile, readable when the whole is scaled down."""
-    return max(20, max(max(image.size) for row in tiles for image in row) // 24)
-
-
-def _box(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[int, int]:
-    """(width, height) that a label takes, pixels."""
-    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    _, _, right, bottom = draw.multiline_textbbox((0, 0), label, font=font)
-    return int(right) + 1, int(bottom) + 1

@@ -19,16 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageOps
 
-from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ImageError, OutputError
-from lbm_lora.late_files import expect_only
+from lbm_lora.files import MARK, atomic_path, check_regular, is_ours, is_same
 from lbm_lora.missing_path import not_there
-from lbm_lora.output_place import is_protected
-from lbm_lora.ownership import SOURCE_COPY, is_ours
 from lbm_lora.progress import warn
-from lbm_lora.regular_file import check_regular
+
+RESULT = f"{MARK}: result"
+"""The mark of an image that a model made of a source."""
+SIDE_BY_SIDE = f"{MARK}: side by side"
+"""The mark of an image that shows a source next to its result."""
+SOURCE_COPY = "lbm-lora: copy of an input"
+"""The mark of a copy of a source next to its result: an image of the user's, not one that a model made."""
 
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 """Errors of Pillow's decoders on damaged files."""
@@ -78,12 +81,7 @@ def writable_extensions() -> frozenset[str]:
 
 
 def open_image(file: Path | io.BytesIO) -> Image.Image:
-    """Open an image and read its header, not its pixels. All images are opened here.
-
-    Raises:
-        OSError: it is missing, or not a regular file.
-        UnidentifiedImageError: it is in none of the formats of `FORMATS`, whatever its name is.
-    """
+    """Open an image and read its header, not its pixels. All images are opened here."""
     if isinstance(file, Path):
         check_regular(file)
     return Image.open(file, formats=known_formats())
@@ -93,40 +91,28 @@ def read_image(path: Path) -> Image.Image:
     """Read the image of a file as upright 8-bit sRGB, mode `RGB`.
 
     Transparent parts become white, an animation its first frame, 16 bits a channel 8; each is a warning.
-
-    Raises:
-        ImageError: the file is missing, damaged or not an image, or its pixels have no fixed range.
     """
     return as_srgb(*open_upright(path), path)
 
 
 def as_srgb(image: Image.Image, kind: str | None, path: Path) -> Image.Image:
-    """Convert a decoded image to 8-bit sRGB, mode `RGB`; see `read_image`.
+    """Convert a decoded image to 8-bit sRGB, mode `RGB`; see `read_image`."""
+    check_range(image, kind, path)
+    is_wide = image.mode.startswith("I")
+    if not is_wide and not image.has_transparency_data and "icc_profile" not in image.info:
+        return image.convert("RGB")
+    from lbm_lora.model.bridge_pipeline import in_srgb  # diffusers takes seconds, and most images need none of it
 
-    Args:
-        image: upright, in its own mode.
-        kind: the file's format.
-        path: for errors and warnings.
-
-    Raises:
-        ImageError: its pixels have no fixed range.
-    """
-    profile = image.info.get("icc_profile")
-    if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(grey_of_wide(image, kind, path))
-    if image.has_transparency_data:
-        image = _flattened(image, path)
-    if profile:
-        image = _in_srgb(image, profile, path)
-    return image.convert("RGB")
+    if not is_wide and image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+        warn(f"{path} is partly transparent; a white background is used.")
+    return in_srgb(
+        image,
+        lambda error: warn(f"{path}: its colour profile cannot be used ({error}); the colours are taken as sRGB."),
+    )
 
 
 def open_upright(path: Path) -> tuple[Image.Image, str | None]:
-    """The decoded first frame of a file in its own mode, turned as EXIF says, and the file's format.
-
-    Raises:
-        ImageError: see `read_image`.
-    """
+    """The decoded first frame of a file in its own mode, turned as EXIF says, and the file's format."""
     try:
         with open_image(path) as opened:
             frames = getattr(opened, "n_frames", 1)
@@ -148,12 +134,12 @@ def upright(opened: Image.Image) -> tuple[Image.Image, str | None]:
     """The decoded pixels of an opened image in its own mode, turned as EXIF says, and the file's format.
 
     Grey of 12 bits is brought to 16, and so is 16-bit grey whose zero is white: Pillow leaves both as they are stored.
-
-    Raises:
-        one of `BROKEN`: the file is damaged.
     """
-    kind, mode = opened.format, _raw_mode(opened)
-    is_negative = opened.mode == "I;16" and _tiff_tag(opened, _PHOTOMETRIC) == _WHITE_IS_ZERO
+    kind = opened.format
+    tiles = getattr(opened, "tile", None) or [(None, None, None, "")]
+    arguments = tiles[0][3]  # how the pixels are stored, in Pillow's words (RGB;16B), until they are decoded
+    mode = str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+    is_negative = opened.mode == "I;16" and getattr(opened, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     image = ImageOps.exif_transpose(opened)
     if ";16" in mode:
         warn("images with 16 bits per channel are reduced to 8, as the model works on 8-bit images.")
@@ -164,30 +150,17 @@ def upright(opened: Image.Image) -> tuple[Image.Image, str | None]:
     return image, kind
 
 
-def _raw_mode(opened: Image.Image) -> str:
-    """How the pixels are stored, in Pillow's words (RGB;16B); to be asked before they are decoded."""
-    tiles = getattr(opened, "tile", None) or [(None, None, None, "")]
-    arguments = tiles[0][3]
-    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+def check_range(image: Image.Image, kind: str | None, path: Path) -> None:
+    """Refuse pixels of floating point or 32 bits, which have no fixed white.
 
-
-def _tiff_tag(opened: Image.Image, tag: int) -> object:
-    return getattr(opened, "tag_v2", {}).get(tag)
-
-
-def grey_of_wide(image: Image.Image, kind: str | None, path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The 8-bit values (height, width) of an image with 16 bits a pixel.
-
-    Raises:
-        ImageError: floating point or 32-bit pixels, which have no fixed white.
+    Args:
+        kind: the file's format: Pillow decodes 16-bit PNG files into 32-bit integers in some versions.
     """
-    values = np.asarray(image)
-    # Pillow decodes 16-bit PNG files into 32-bit integers in some versions; their white stays 65535.
     if image.mode == "F" or (image.mode == "I" and kind != "PNG"):
+        name = np.asarray(image).dtype.name
         raise ImageError(
-            f"{path} has {values.dtype.name} pixels, whose white is not defined. Save it with 8 or 16 bits per channel."
+            f"{path} has {name} pixels, whose white is not defined. Save it with 8 or 16 bits per channel."
         )
-    return np.round(values.astype(np.float64) / 257.0).astype(np.uint8)
 
 
 def write_image(image: Image.Image, path: Path, *, mark: str) -> None:
@@ -197,13 +170,12 @@ def write_image(image: Image.Image, path: Path, *, mark: str) -> None:
 
     Args:
         image: mode `RGB`.
-        path: path of the output.
-        mark: what the file says about its origin, in its EXIF data: a mark of `lbm_lora.ownership`.
-
-    Raises:
-        OutputError: an unknown extension, or a file that cannot be written.
+        mark: what the file says about its origin, in its EXIF data: `RESULT` or another one built from `files.MARK`.
     """
-    kind = _writer_of(path)
+    extension = path.suffix.lower()
+    if extension not in writable_extensions():
+        raise OutputError(f"{path}: '{extension}' is not a supported output format. Use .png, .jpg or .webp.")
+    kind = Image.registered_extensions()[extension]
     if kind == "GIF":
         warn(f"{path}: a GIF holds 256 colours; the image is reduced to them.")
     try:
@@ -219,26 +191,16 @@ def write_image(image: Image.Image, path: Path, *, mark: str) -> None:
 
 
 def write_copy(image: Image.Image, path: Path, *, inputs: Iterable[Path]) -> bool:
-    """Write a copy of an input as `write_image` does, with a mark in its EXIF data.
+    """Write a copy of an input as `write_image` does; return whether it was written.
 
-    An existing file without the mark is kept, with a warning; so is an input itself, without one.
-
-    Returns:
-        Whether it was written.
-
-    Raises:
-        OutputError: as in `write_image`; or a file without the mark appears while the copy is encoded.
+    An existing file that is not ours is kept, with a warning; so is an input itself, without one.
     """
     if path.exists():
-        if any(taken.exists() and taken.samefile(path) for taken in inputs):
+        if any(is_same(path, one) for one in inputs):
             return False
-        if not is_source_copy(path):
+        if not is_ours(path):
             warn(f"{path} exists and is not a copy of an input: it is kept, and none is written.")
             return False
-        if path.is_symlink() or is_protected(path):
-            warn(f"{path} is a link, or write-protected: it is kept, and no copy of the input is written.")
-            return False
-    expect_only(path, is_source_copy)
     write_image(image, path, mark=SOURCE_COPY)
     return True
 
@@ -250,45 +212,9 @@ def _marked(kind: str, mark: str) -> dict[str, Any]:
     return {**_WRITERS[kind], **({"comment": mark} if kind == "GIF" else {"exif": exif})}
 
 
-def is_source_copy(path: Path) -> bool:
-    """Return whether a file is a copy of a source that `write_copy` wrote."""
-    return is_ours(path, SOURCE_COPY)
-
-
 def encode_image(image: Image.Image, extension: str, *, mark: str, optimize: bool = False) -> bytes:
     """Return the bytes that `write_image` would write to a file with this extension (lower case with the dot)."""
     file = io.BytesIO()
     kind = Image.registered_extensions()[extension]
     image.save(file, format=kind, **{"optimize": optimize, **_marked(kind, mark)})
     return file.getvalue()
-
-
-def _writer_of(path: Path) -> str:
-    extension = path.suffix.lower()
-    if extension not in writable_extensions():
-        raise OutputError(f"{path}: '{extension}' is not a supported output format. Use .png, .jpg or .webp.")
-    return Image.registered_extensions()[extension]
-
-
-def _flattened(image: Image.Image, path: Path) -> Image.Image:
-    """Return the image on white, with a warning if it is not opaque."""
-    layered = image.convert("RGBA")
-    if layered.getchannel("A").getextrema() == (255, 255):
-        return layered.convert("RGB")
-    warn(f"{path} is partly transparent; a white background is used.")
-    return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
-
-
-def _in_srgb(image: Image.Image, profile: bytes, path: Path) -> Image.Image:
-    """Return the image converted from its colour profile to sRGB, or unchanged if the profile cannot be used."""
-    direct = image if image.mode in ("RGB", "L", "CMYK") else image.convert("RGB")
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "sRGB" in ImageCms.getProfileDescription(source):
-            return image
-        target = ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(direct, source, target, outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError) as error:
-        warn(f"{path}: its colour profile cannot be used ({error}); the colours are taken as sRGB.")
-        return image
-    return converted or image

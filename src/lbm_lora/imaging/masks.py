@@ -8,39 +8,27 @@ import numpy as np
 from PIL import Image
 
 from lbm_lora.errors import ImageError, plural
-from lbm_lora.imaging.image_file import grey_of_wide, open_upright, readable_extensions
+from lbm_lora.files import is_same
+from lbm_lora.imaging.image_file import check_range, open_upright, readable_extensions
 from lbm_lora.imaging.paths import image_name
-from lbm_lora.missing_path import home_path, not_there, real_path
+from lbm_lora.missing_path import home_path, not_there
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
     """The mask of a file as mode `L` in an image's size, soft edges kept.
 
     The mask is the file's alpha channel where that says something, else its brightness.
-
-    Args:
-        path: of the mask.
-        size: (width, height) of the image that the mask belongs to.
-
-    Raises:
-        ImageError: the file cannot be read, its shape is not the image's, or it is black everywhere.
     """
     return fitted_mask(as_mask(*open_upright(path), path), size, path)
 
 
 def fitted_mask(mask: Image.Image, size: tuple[int, int], path: Path) -> Image.Image:
-    """A mask (mode `L`) in an image's size; see `read_mask`.
-
-    Args:
-        path: for errors.
-
-    Raises:
-        ImageError: its shape is not the image's, or it is black everywhere.
-    """
+    """A mask (mode `L`) in an image's size; see `read_mask`."""
     brightest = int(np.asarray(mask).max())
     if brightest <= 1:
         raise ImageError(f"{path} is black: its brightest value is {brightest} of 255. White marks the pixels to take.")
-    if not _same_shape(mask.size, size):
+    aspects = mask.width * size[1] / (mask.height * size[0])
+    if abs(aspects - 1) > 0.01 + 1 / min(*mask.size, *size):  # but for the rounding of a side to whole pixels, and 1 %
         raise ImageError(
             f"{path} is {mask.width}x{mask.height}, but its image {size[0]}x{size[1]}: the shapes differ. "
             "Make the mask from the image itself."
@@ -55,9 +43,6 @@ def find_masks(text: str | Sequence[str], sources: Sequence[Path]) -> tuple[Path
 
     A source `lemon.png` or `lemon.source.png` has the mask `lemon.mask.png`, else one of its own name, else
     `lemon.png`; the extension may be another, and a source is not its own mask.
-
-    Raises:
-        ImageError: no such file, or a source without a mask, or with two; or several files, but not one for each.
     """
     if not isinstance(text, str):
         if len(text) == 1:
@@ -74,52 +59,30 @@ def find_masks(text: str | Sequence[str], sources: Sequence[Path]) -> tuple[Path
         )
     extensions = readable_extensions()
     images = sorted(p for p in path.iterdir() if p.suffix.lower() in extensions)
-    return tuple(_only(path, _named_like(source, images), source) for source in sources)
+    return tuple(_mask_of(source, path, images) for source in sources)
 
 
 def as_mask(image: Image.Image, kind: str | None, path: Path) -> Image.Image:
-    """A decoded image as mode `L`: its alpha channel where that says something, else its brightness.
+    """A decoded image as mode `L`: its alpha channel where that says something, else its brightness."""
+    check_range(image, kind, path)
+    if not image.has_transparency_data and not image.mode.startswith("I"):
+        return image.convert("L")
+    from lbm_lora.model.bridge_pipeline import in_grey  # diffusers takes seconds, and most masks need none of it
 
-    Args:
-        kind: the file's format.
-        path: for errors.
-
-    Raises:
-        ImageError: its pixels have no fixed range.
-    """
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(grey_of_wide(image, kind, path))
-    if image.has_transparency_data:
-        alpha = image.convert("RGBA").getchannel("A")
-        if alpha.getextrema() != (255, 255):
-            return alpha
-        image = image.convert("RGB")
-    return image.convert("L")
+    return in_grey(image)
 
 
-def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Equal aspect ratios, but for the rounding of a side to whole pixels (and 1 %)."""
-    short = min(*one, *other)
-    return abs(one[0] * other[1] / (one[1] * other[0]) - 1) <= 0.01 + 1 / short
-
-
-def _named_like(source: Path, images: Sequence[Path]) -> list[Path]:
-    others = [path for path in images if real_path(path) != real_path(source)]
-    for stem in (f"{image_name(source)}.mask", source.stem, image_name(source)):
-        found = [path for path in others if path.stem == stem]
-        if found:
-            return found
-    return []
-
-
-def _only(folder: Path, candidates: Sequence[Path], source: Path) -> Path:
-    if len(candidates) == 1:
-        return candidates[0]
-    if not candidates:
-        name = image_name(source)
+def _mask_of(source: Path, folder: Path, images: Sequence[Path]) -> Path:
+    name = image_name(source)
+    others = [path for path in images if not is_same(path, source)]
+    named = ([path for path in others if path.stem == stem] for stem in (f"{name}.mask", source.stem, name))
+    masks = next(filter(None, named), [])
+    if not masks:
         raise ImageError(
             f"{folder} has no mask for {source.name}: no image in it is called '{name}' or '{name}.mask'. Add one, or "
             "omit the image."
         )
-    names = " and ".join(path.name for path in candidates)
-    raise ImageError(f"{folder} has more than one mask for {source.name}: {names}. Keep one.")
+    if len(masks) > 1:
+        names = " and ".join(path.name for path in masks)
+        raise ImageError(f"{folder} has more than one mask for {source.name}: {names}. Keep one.")
+    return masks[0]

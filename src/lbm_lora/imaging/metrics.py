@@ -24,16 +24,7 @@ Weights = Float[Tensor, "height width"]
 
 
 def psnr(one: ImageTensor, other: ImageTensor, mask: Weights | None = None) -> float:
-    """Peak signal-to-noise ratio, dB: 10 log10(range^2 / mean squared error). Infinite for equal images.
-
-    Args:
-        one: values in [-1, 1].
-        other: values in [-1, 1].
-        mask: weights in [0, 1] of the pixels; without it all count the same.
-
-    Raises:
-        ImageError: the mask is zero everywhere.
-    """
+    """Peak signal-to-noise ratio, dB: 10 log10(range^2 / mean squared error). Infinite for equal images."""
     squared = (_precise(one) - _precise(other)).square().mean(dim=0)
     error = _mean(squared, mask)
     return math.inf if error == 0 else 10 * math.log10(RANGE**2 / error)
@@ -44,9 +35,6 @@ def ssim(one: ImageTensor, other: ImageTensor, mask: Weights | None = None) -> f
 
     Gaussian windows of 11x11 pixels and sigma 1.5, K1 = 0.01, K2 = 0.03; only windows that lie inside the
     image count. With a mask, the windows are weighted by the mask at their centres.
-
-    Raises:
-        ImageError: an image is smaller than the window, or the mask is zero at all centres.
     """
     if min(one.shape[-2:]) < _WINDOW:
         size = f"{one.shape[-1]}x{one.shape[-2]}"
@@ -67,7 +55,6 @@ def _precise(image: Tensor) -> Tensor:
 
 
 def _mean(values: Float[Tensor, "height width"], mask: Weights | None) -> float:
-    """Mean over pixels, weighted by the mask."""
     if mask is None:
         return float(values.mean())
     weights = _precise(mask)

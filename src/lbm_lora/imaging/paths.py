@@ -21,12 +21,6 @@ def expand_sources(texts: str | Sequence[str]) -> tuple[Path, ...]:
 
     A folder stands for the images directly in it (hidden files left out), a glob (`**` goes into folders)
     for the images that it matches, both sorted by path. A path that exists is taken as it is, whatever signs are in it.
-
-    Returns:
-        The images of each text in turn, each image once.
-
-    Raises:
-        ImageError: a name does not exist or has no image, or no text is given.
     """
     several = [texts] if isinstance(texts, str) else texts
     if not several:
@@ -35,11 +29,7 @@ def expand_sources(texts: str | Sequence[str]) -> tuple[Path, ...]:
 
 
 def readable_sources(texts: str | Sequence[str]) -> tuple[Path, ...]:
-    """Return the images that texts name (see `expand_sources`), each read once.
-
-    Raises:
-        ImageError: a name does not exist, or images cannot be read; the message names all of them.
-    """
+    """Return the images that texts name (see `expand_sources`), each read once."""
     sources = expand_sources(texts)
     digests_of(sources)
     return sources
@@ -51,10 +41,6 @@ def plan_outputs(sources: Sequence[Path], output_path: str) -> tuple[Path, ...]:
     One source: `output_path` is the file, or a folder where it is one or has no extension. Several: it is a
     folder. In a folder a result has its source's name (see `image_name`), with `.png` where that format cannot be
     written.
-
-    Raises:
-        OutputError: an extension that cannot be written, a file where a folder is needed, or two results
-            of one name.
     """
     path = home_path(output_path)
     is_image = path.suffix.lower() in writable_extensions()
@@ -83,14 +69,7 @@ def sibling(output: Path, word: str) -> Path:
 
 
 def refuse_twins(written: Iterable[tuple[Path, Path]]) -> None:
-    """Refuse two files with one path.
-
-    Args:
-        written: (path, the source that it is made of).
-
-    Raises:
-        OutputError: names both sources and the path.
-    """
+    """Refuse two files with one path."""
     first: dict[Path, Path] = {}
     for output, source in written:
         if output in first:
@@ -114,7 +93,7 @@ def _expanded(text: str) -> tuple[Path, ...]:
     # Path.glob takes no absolute patterns.
     found = _images_of(map(Path, glob.glob(_pattern(path), recursive=True)))  # noqa: PTH207
     if not found:
-        folder = _folder_of(path)
+        folder = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
         reason = held_by(folder) if folder.is_dir() else not_there(folder)
         raise ImageError(f"'{text}' matches no image. {reason} Give an image, a folder of images, or a quoted glob.")
     return found
@@ -135,12 +114,6 @@ def _images_of(paths: Iterable[Path]) -> tuple[Path, ...]:
     extensions = readable_extensions()
     wanted = (p for p in paths if p.suffix.lower() in extensions and not p.name.startswith("."))
     return tuple(sorted(p for p in wanted if not p.is_dir()))  # dangling links count as damaged images
-
-
-def _folder_of(pattern: Path) -> Path:
-    """The part of a glob that has no signs in it."""
-    parts = list(takewhile(lambda part: not glob.has_magic(part), pattern.parts))
-    return Path(*parts)
 
 
 def _output_name(source: Path) -> str:

@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import CheckpointError, HubError, ImageError, listing, missing_extra
+from lbm_lora.files import check_regular
 from lbm_lora.missing_path import not_there
-from lbm_lora.regular_file import check_regular
 
 Net = Literal["vgg", "alex", "squeeze"]
 Images = Float[Tensor, "batch 3 height width"]
@@ -61,11 +61,7 @@ class Lpips:
     linear: tuple[Float[Tensor, "_ 1 1"], ...] = field(repr=False)
 
     def __call__(self, a: Images, b: Images) -> Float[Tensor, " batch"]:
-        """The distances of `a` from `b`; differentiable in both.
-
-        Raises:
-            ImageError: a side is below 32 pixels.
-        """
+        """The distances of `a` from `b`; differentiable in both."""
         if min(a.shape[-2:]) < _SMALLEST:
             size = f"{a.shape[-1]}x{a.shape[-2]}"
             raise ImageError(f"LPIPS needs {_SMALLEST}x{_SMALLEST} pixels or more, not {size}.")
@@ -76,7 +72,6 @@ class Lpips:
         return total
 
     def _features(self, images: Images) -> Generator[Float[Tensor, "batch channels rows columns"]]:
-        """The compared layers, each position scaled to unit length."""
         shift, scale = (torch.tensor(v, device=self.device).reshape(3, 1, 1) for v in (_SHIFT, _SCALE))
         value = (images.to(self.device, torch.float32) - shift) / scale
         taps = _KINDS[self.net].taps
@@ -90,15 +85,8 @@ def load_lpips(net: Net = "vgg", weights: Path | None = None, device: torch.devi
     """Load the LPIPS metric of one network.
 
     Args:
-        net: `vgg` is the usual loss, `alex` the usual metric.
         weights: a file with torchvision's tensors of that network (`features.0.weight`, ...), `.safetensors` or of
             `torch.save`; tools/convert_lpips.py makes one. Without it torchvision's download is used.
-        device: device of the computation; images are moved there.
-
-    Raises:
-        MissingExtraError: lpips or torchvision is not installed.
-        CheckpointError: the file cannot be read, or holds another network.
-        HubError: no file is given and the download failed.
     """
     linear = _linear(net)
     state = _download(net) if weights is None else _read(weights)
@@ -116,12 +104,7 @@ def load_lpips(net: Net = "vgg", weights: Path | None = None, device: torch.devi
 
 
 def net_of(weights: Path) -> Net:
-    """The network whose weights a file holds.
-
-    Raises:
-        MissingExtraError: torchvision is not installed.
-        CheckpointError: the file cannot be read, or holds none of the networks.
-    """
+    """The network whose weights a file holds."""
     return _recognized(_read(weights), weights)
 
 
@@ -148,7 +131,6 @@ def _empty(net: Net) -> nn.Sequential:
 
 
 def _linear(net: Net) -> list[Float[Tensor, "_ 1 1"]]:
-    """The weights of each compared layer's channels, version 0.1, from the `lpips` package."""
     # found and not imported: the package imports plotting and training libraries
     folder = Path(_require("lpips"))
     state = _read(folder / "weights" / "v0.1" / f"{net}.pth")
@@ -156,7 +138,6 @@ def _linear(net: Net) -> list[Float[Tensor, "_ 1 1"]]:
 
 
 def _require(package: str) -> str:
-    """The folder of an installed package."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise missing_extra("LPIPS", [package], "train")
@@ -187,7 +168,6 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _download(net: Net) -> dict[str, Tensor]:
-    """torchvision's own weights, fetched once into torch's cache."""
     from torchvision import models
 
     try:

@@ -1,4 +1,4 @@
-"""PIL images <-> tensors of values in [-1, 1]."""
+"""PIL images <-> tensors of values in [-1, 1], and photos as values in [0, 1]."""
 
 from collections.abc import Sequence
 
@@ -22,11 +22,7 @@ class NotFiniteError(ImageError):
 
 
 def to_images(tensor: Float[Tensor, "batch 3 height width"]) -> list[Image.Image]:
-    """The images of values in [-1, 1]; values outside are clamped, the rest rounded to the nearest of 256.
-
-    Raises:
-        NotFiniteError: NaN or infinite values, which would turn black without a word.
-    """
+    """The images of values in [-1, 1]; values outside are clamped, the rest rounded to the nearest of 256."""
     values = tensor.detach().float().cpu()
     broken = int((~torch.isfinite(values)).sum())
     if broken:
@@ -38,3 +34,21 @@ def to_images(tensor: Float[Tensor, "batch 3 height width"]) -> list[Image.Image
 def mask_to_tensor(mask: Image.Image) -> Float[Tensor, "height width"]:
     """A mask of mode `L` as fp32 weights in [0, 1]."""
     return torch.from_numpy(np.asarray(mask.convert("L"), dtype=np.float32) / 255)
+
+
+def stretched(
+    photo: Float[Tensor, "channels height width"], size: tuple[int, int]
+) -> Float[Tensor, "channels rows columns"]:
+    """Return a photo in another size (width, height), by the filter of `infer` (Lanczos) without rounding to 8 bits.
+
+    Returns:
+        Values in [0, 1]; the photo itself where it has the size already.
+    """
+    if (photo.shape[-1], photo.shape[-2]) == size:
+        return photo
+    width, height = size
+    values = photo.float().cpu()
+    for step in ((width, photo.shape[-2]), (width, height)):  # as Pillow does it: first along the rows, clipped
+        planes = [Image.fromarray(plane.numpy()).resize(step, Image.Resampling.LANCZOS) for plane in values]
+        values = torch.from_numpy(np.stack([np.asarray(plane) for plane in planes])).clamp(0, 1)
+    return values

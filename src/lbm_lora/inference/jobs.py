@@ -8,14 +8,12 @@ from pathlib import Path
 from PIL import Image
 
 from lbm_lora.errors import ImageError, Option
-from lbm_lora.file_plan import FilePlan
-from lbm_lora.imaging.image_file import is_source_copy, read_image
+from lbm_lora.files import Outputs, identity_of
+from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.masks import find_masks, read_mask
 from lbm_lora.imaging.paths import expand_sources, plan_outputs, refuse_twins, sibling
 from lbm_lora.inference.translate import TranslateSettings, translate_image
 from lbm_lora.model.pipeline import LBMPipeline
-from lbm_lora.output_place import check_link, check_writable
-from lbm_lora.ownership import RESULT, SIDE_BY_SIDE, of_kind
 from lbm_lora.progress import Progress, warn
 
 LARGE = 2.0
@@ -41,11 +39,6 @@ class Job:
         """The result, and the side-by-side image."""
         return (self.output,) if self.comparison is None else (self.output, self.comparison)
 
-    @property
-    def new(self) -> tuple[Path, ...]:
-        """Those of `written` that are not kept."""
-        return self.written[1:] if self.keeps_output else self.written
-
 
 @dataclass(frozen=True, kw_only=True)
 class Translation:
@@ -62,15 +55,11 @@ class Translation:
 
 @dataclass(frozen=True, kw_only=True)
 class JobPlan:
-    """Images to translate.
-
-    Attributes:
-        jobs: images to translate.
-        present: images that are skipped because their outputs already exist.
-    """
+    """Images to translate."""
 
     jobs: tuple[Job, ...]
     present: int
+    """Images that are skipped because their outputs already exist."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +76,6 @@ class Failures:
     Args:
         total: images in the batch.
         is_fatal: whether the first failure ends the batch; the failure of a single image always does.
-
-    Attributes:
-        images: failed images.
-        written: results so far.
     """
 
     def __init__(self, total: int, *, is_fatal: bool = False) -> None:
@@ -100,17 +85,11 @@ class Failures:
         self._is_fatal = is_fatal or total == 1
 
     def add(self, job: Job, error: ImageError) -> None:
-        """Record a failure.
-
-        Raises:
-            ImageError: it is fatal; says how many images were written before.
-        """
         if self._is_fatal:
             raise ImageError(*error.args, self.so_far())
         self.images.append(FailedImage(source=job.source, reason=str(error)))
 
     def left(self, jobs: Sequence[Job]) -> list[Job]:
-        """Return the jobs that have not failed."""
         failed = {image.source for image in self.images}
         return [job for job in jobs if job.source not in failed]
 
@@ -125,28 +104,18 @@ def plan_jobs(
     *,
     mask: str | Sequence[str] | None,
     compare: bool,
-    files: FilePlan,
+    files: Outputs,
     copy: bool = False,
     skip_existing: bool = False,
-    overwrite: bool = False,
 ) -> JobPlan:
     """Return every path that will be read and written, checked against each other.
 
     Args:
-        source_image: images, folders or globs, one or several.
-        output_path: file, or folder.
         mask: one for all, or a folder with a mask of each image's name; several are one for each image.
         compare: whether to write a side-by-side image next to every output, as `NAME_compare`.
-        files: what else the command reads and writes.
         copy: whether to write a copy of the source next to every output, as `NAME_input`; see `write_copy`.
         skip_existing: keep outputs that already exist, judged by name, and skip their images, but for those that lack
             the side-by-side image of `compare`.
-        overwrite: whether existing files that are not ours may be replaced.
-
-    Raises:
-        ImageError: a source or a mask does not exist.
-        OutputError: an output cannot be written as requested, is an input, a file of somebody else, or also the output
-            of another source.
     """
     sources = expand_sources(source_image)
     masks = find_masks(mask, sources) if mask else (None,) * len(sources)
@@ -165,27 +134,22 @@ def plan_jobs(
     left: list[Job] = []
     present = 0
     files.reads(*sources, *masks)
+    inputs = {identity_of(path) for path in (*sources, *masks) if path is not None}
     for job in jobs:
-        keeps = skip_existing and job.output.exists()
-        if keeps:  # none of these is an input
-            for path in filter(Path.exists, job.written):
-                files.writes(path, ours=lambda _: True, may_stay=True)
-        else:
-            files.writes(job.output, ours=of_kind(RESULT))
+        keeps = skip_existing and job.output.exists() and inputs.isdisjoint(map(identity_of, job.written))
         if keeps and all(path.exists() for path in job.written):
             present += 1
             continue
-        if keeps and job.copy is not None and job.copy.exists():  # it belongs to the output
+        if not keeps:
+            files.writes(job.output)
+        if job.comparison is not None:
+            files.writes(job.comparison, "the side-by-side image")
+        if job.copy is not None and not job.copy.exists():  # an existing file may be kept, see `write_copy`
+            files.writes(job.copy, "the copy of the source")
+        elif keeps:  # an existing copy belongs to the output
             job = replace(job, copy=None)
         left.append(replace(job, keeps_output=keeps))
-        if job.comparison is not None:  # it does not replace the result of a source of that name
-            files.writes(job.comparison, "the side-by-side image", ours=of_kind(SIDE_BY_SIDE))
-        if job.copy is not None and not job.copy.exists():  # an existing file may be kept, see `write_copy`
-            check_link(job.copy)
-            check_writable(job.copy, f"the copy of the source {job.copy}")
-        if job.copy is not None:
-            files.may_write(job.copy, ours=is_source_copy)
-    files.check(overwrite=overwrite)
+    files.check()
     return JobPlan(jobs=tuple(left), present=present)
 
 
@@ -197,14 +161,7 @@ def translations(
     progress: Progress,
     what: str,
 ) -> Iterator[tuple[Job, Translation]]:
-    """Yield the result of every job in turn, keeping none; images that fail, now or before, are skipped.
-
-    Args:
-        what: description of the phase.
-
-    Raises:
-        ImageError: a failure that is fatal.
-    """
+    """Yield the result of every job in turn, keeping none; images that fail, now or before, are skipped."""
     left = failures.left(jobs)
     is_said = False
     progress.start(len(left), what)
@@ -220,11 +177,7 @@ def translations(
 
 
 def translate_job(pipe: LBMPipeline, job: Job, settings: TranslateSettings) -> Translation:
-    """Read one image and its mask, and translate it.
-
-    Raises:
-        ImageError: one of them cannot be read or does not fit, or the result is not finite.
-    """
+    """Read one image and its mask, and translate it."""
     begin = time.perf_counter()
     source = read_image(job.source)
     mask = read_mask(job.mask, source.size) if job.mask else None
@@ -234,7 +187,6 @@ def translate_job(pipe: LBMPipeline, job: Job, settings: TranslateSettings) -> T
 
 
 def _warn_of_scale(job: Job, made: Translation, pipe: LBMPipeline) -> bool:
-    """Warn of an image that is much reduced for the model, and return whether it was."""
     (width, height), (model_width, model_height) = made.image.size, made.model_size
     scale = (width * height / (model_width * model_height)) ** 0.5
     if scale <= LARGE:

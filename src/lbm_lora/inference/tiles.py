@@ -8,7 +8,6 @@ from PIL import Image
 
 from lbm_lora.errors import OutputError
 from lbm_lora.imaging.grids import comparison_grid, tile
-from lbm_lora.temp_folder import PREFIX, temp_root
 
 
 class Tiles:
@@ -18,27 +17,22 @@ class Tiles:
     """
 
     def __init__(self) -> None:
-        root = temp_root()
         try:
-            self._file = tempfile.TemporaryFile(prefix=PREFIX, dir=root)  # noqa: SIM115
+            self._file = tempfile.TemporaryFile(prefix="lbm-lora-")  # noqa: SIM115
         except OSError as error:
-            raise OutputError(_full(root, error)) from None
+            raise _full(error) from None
         self._places: dict[Path, tuple[int, tuple[int, int]]] = {}  # offset; width and height
         finalize(self, self._file.close)
 
     def add(self, output: Path, image: Image.Image) -> None:
-        """Keep the tile of an image in mode `RGB`.
-
-        Raises:
-            OutputError: the disk of temporary files is full.
-        """
+        """Keep the tile of an image in mode `RGB`."""
         made = tile(image)
         try:
             offset = self._file.seek(0, 2)
             self._file.write(made.tobytes())
             self._file.flush()
         except OSError as error:
-            raise OutputError(_full(temp_root(), error)) from None
+            raise _full(error) from None
         self._places[output] = offset, made.size
 
     def __getitem__(self, output: Path) -> Image.Image:
@@ -48,15 +42,7 @@ class Tiles:
 
 
 class Columns:
-    """Columns of side-by-side images, on either side of that of the results.
-
-    Args:
-        label: heading of the results.
-
-    Attributes:
-        left: heading -> column, from the left.
-        right: heading -> column.
-    """
+    """Columns of side-by-side images, on either side of that of the results."""
 
     def __init__(self, label: str) -> None:
         self.left: dict[str, Tiles] = {}
@@ -70,8 +56,8 @@ class Columns:
         return comparison_grid(list(columns), [list(columns.values())])
 
 
-def _full(root: Path, error: OSError) -> str:
-    return (
-        f"{root}, the folder of temporary files, cannot hold the tiles of the side-by-side images: {error.strerror}. "
-        "Set TMPDIR to a folder with more space."
+def _full(error: OSError) -> OutputError:
+    return OutputError(
+        "the folder of temporary files cannot hold the tiles of the side-by-side images: "
+        f"{error.strerror}. Set TMPDIR to a folder with more space."
     )

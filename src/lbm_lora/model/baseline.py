@@ -172,9 +172,6 @@ def check_pair(base: Checkpoint, tuned: Checkpoint) -> None:
 
     The files' own records decide: the mark of an exact base, else the counter of training iterations. Files without
     such records, like the published LBM, cannot be told apart this way.
-
-    Raises:
-        PairingError: the tuned file is marked as an exact base, and the base is not.
     """
     if _is_exact_base(tuned):
         if not _is_exact_base(base):
@@ -211,11 +208,7 @@ def _iterations(checkpoint: Checkpoint) -> float:
 
 
 def compare_base(base: Component, tuned: Component, *, progress: Progress = SILENT) -> BaselineReport:
-    """Measure a base against a tuned checkpoint, tensor by tensor, subtracted in fp32.
-
-    Raises:
-        PairingError: the two have no tensor in common, or one of them has values that are not finite.
-    """
+    """Measure a base against a tuned checkpoint, tensor by tensor, subtracted in fp32."""
     shared = [name for name in tuned if name in base and base.specs[name].shape == tuned.specs[name].shape]
     if not shared:
         raise PairingError(f"{base.path} and {tuned.path} have no tensors of equal name and shape.")

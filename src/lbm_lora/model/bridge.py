@@ -36,7 +36,7 @@ def interpolate(
         noise: standard normal noise.
     """
     s = _per_sample(sigma, source)
-    point = s * source.float() + (1 - s) * target.float() + bridge_noise_sigma * _spread(s) * noise.float()
+    point = s * source.float() + (1 - s) * target.float() + bridge_noise_sigma * (s * (1 - s)).sqrt() * noise.float()
     return point.to(source.dtype)
 
 
@@ -55,7 +55,3 @@ def predict_target(noisy: Latent, sigma: float | Float[Tensor, " batch"], predic
 
 def _per_sample(sigma: float | Tensor, latent: Tensor) -> Tensor:
     return torch.as_tensor(sigma, dtype=torch.float32, device=latent.device).reshape(-1, 1, 1, 1)
-
-
-def _spread(sigma: Tensor) -> Tensor:
-    return (sigma * (1 - sigma)).sqrt()

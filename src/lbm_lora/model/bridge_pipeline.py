@@ -10,17 +10,15 @@ stretched to the nearest of LBM's sizes, and results are stretched back.
 
 import io
 import json
-import os
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
-from stat import S_IMODE
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any, ClassVar, Optional, cast
 
 import numpy as np
 import PIL.Image
@@ -38,11 +36,10 @@ logger = logging.get_logger(__name__)
 
 _SOURCE = Path(__file__).read_text(encoding="utf-8")
 _PROGRAM = "pipeline.py"
-_FLUSHABLE = os.O_RDWR if os.name == "nt" else os.O_RDONLY  # Windows flushes with write access only
-_CARD = "README.md"
-_TEMPORARY = ".lbm-"
-_WEIGHTS = re.compile(r"(\w+)((?:\.[^.-]+)?)(?:-\d{5}-of-\d{5})?\.(safetensors|bin)")
-"""A file of weights as diffusers names it: name, variant with its dot, number, container."""
+_WEIGHTS = re.compile(
+    r"diffusion_pytorch_model(?:\.(?:safetensors|bin)\.index)?(\.[^.-]+)?(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin|json)"
+)
+"""A file of weights, or the index of its shards, as diffusers names it: its group is the variant."""
 _POSTERIOR = 0x705
 """Turns the seed of the bridge noise into the posterior's; torch uses 32 bits of a seed on the CPU."""
 
@@ -89,6 +86,7 @@ class LatentBridgePipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "vae->unet->vae"
     _callback_tensor_inputs = ("latents",)
+    _elsewhere: ClassVar[Mapping[str, str]] = {}  # arguments of other pipelines -> what to do here
 
     def __init__(
         self,
@@ -96,8 +94,8 @@ class LatentBridgePipeline(DiffusionPipeline):
         vae: AutoencoderKL,
         scheduler: FlowMatchEulerDiscreteScheduler,
         bridge_noise_sigma: float = 0.005,
-        trained_steps: list[int] | None = None,
-        base_fingerprint: str | None = None,
+        trained_steps: Optional[list[int]] = None,  # noqa: UP045  diffusers before 0.37 reads no `list[int] | None`
+        base_fingerprint: Optional[str] = None,  # noqa: UP045
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet, vae=vae, scheduler=scheduler)
@@ -123,11 +121,7 @@ class LatentBridgePipeline(DiffusionPipeline):
         return model_size(self.unet, self.vae)
 
     def bucket(self, width: int, height: int, size: int | None = None) -> tuple[int, int]:
-        """The (width, height) that an image is stretched to before it is translated.
-
-        Raises:
-            ValueError: `size` is below 64.
-        """
+        """The (width, height) that an image is stretched to before it is translated."""
         return nearest_bucket(width, height, size or self.size, step=self.pixels_per_latent)
 
     def enable_vae_tiling(self) -> None:
@@ -139,11 +133,7 @@ class LatentBridgePipeline(DiffusionPipeline):
         self.tiled = False
 
     def check_steps(self, steps: int) -> None:
-        """Log a warning if a number of steps leaves the trained timesteps.
-
-        Raises:
-            ValueError: `steps` is below 1.
-        """
+        """Log a warning if a number of steps leaves the trained timesteps."""
         if steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {steps}.")
         trained = self.config["trained_steps"]
@@ -151,11 +141,7 @@ class LatentBridgePipeline(DiffusionPipeline):
             logger.warning(f"{steps} steps leave the timesteps that the model was trained on. Trained: {trained}.")
 
     def check_finite(self, values: Tensor, what: str) -> None:
-        """Refuse NaN and infinite values, which would silently turn black.
-
-        Raises:
-            ValueError: values are not finite.
-        """
+        """Refuse NaN and infinite values, which would silently turn black."""
         broken = int((~torch.isfinite(values)).sum())
         if broken:
             raise ValueError(f"{what} holds {broken} non-finite values of {values.numel()}. Try torch.bfloat16.")
@@ -178,6 +164,7 @@ class LatentBridgePipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Tensor] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **unknown: Any,
     ) -> ImagePipelineOutput | Any:
         """Translate images; every result has the size of its image.
 
@@ -201,11 +188,9 @@ class LatentBridgePipeline(DiffusionPipeline):
                 the tensors to continue with, or None. Setting `pipeline._interrupt` ends the call with the finished
                 images.
             callback_on_step_end_tensor_inputs: names of the tensors that the callback gets: `latents`.
-
-        Raises:
-            ValueError: an argument is invalid, or a result is not finite.
-            TypeError: an argument has another type.
         """
+        for name in unknown:
+            raise TypeError(f"{type(self).__name__} has no argument '{name}'. {self._elsewhere.get(name, '')}".rstrip())
         self._check(num_inference_steps, batch_size, output_type, callback_on_step_end_tensor_inputs)
         _check_share("keep_detail", keep_detail)
         _check_share("match_color", match_color)
@@ -224,7 +209,7 @@ class LatentBridgePipeline(DiffusionPipeline):
             )
         draws = draws_of(len(images))
         self._interrupt = False
-        self._upcast_vae()
+        self._prepare()
         device = self._execution_device
 
         def after_step(index: int, timestep: Tensor, latents: Tensor) -> Tensor | None:
@@ -300,7 +285,7 @@ class LatentBridgePipeline(DiffusionPipeline):
             self.check_finite(values, "the model's output")
             yield values[0].clamp(-1, 1).cpu()
 
-    def _upcast_vae(self) -> None:
+    def _prepare(self) -> None:
         """Run the VAE in fp32 if its configuration says so: SDXL's overflows in fp16."""
         if self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast", True):
             self.vae.to(dtype=torch.float32)
@@ -313,266 +298,66 @@ class LatentBridgePipeline(DiffusionPipeline):
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Write the model into a folder, with this file as pipeline.py; see diffusers.
 
-        All files are complete before the first one gets its path.
-
-        Raises:
-            FileExistsError: the folder is the one that the pipeline was loaded from; has another program of that name
-                or one that was edited, or another model; or a file that would be replaced is a link, write-protected,
-                or came there meanwhile; or other weights there would be loaded.
+        All files are complete before the first one gets its path. Weights that the folder held before are removed.
         """
         folder = Path(save_directory)
-        self._check_home(folder)
-        before = _versions(folder, self.components)
-        _check_folder(folder, ("model_index.json", *self.components))
+        self._check_folder(folder)
         kwargs.setdefault("repo_id", folder.resolve().name)
-        with _made(folder), TemporaryDirectory(prefix=_TEMPORARY, dir=folder) as made:
-            with _staying(Path(made)):
-                super().save_pretrained(made, *args, **kwargs)
-            _check_folder(folder, ("model_index.json", *self.components))
-            _move_into(folder, Path(made), before)
-
-    def _check_home(self, folder: Path) -> None:
-        configs = {"": self.config, **{name: getattr(part, "config", {}) for name, part in self.components.items()}}
-        homes = {name: config.get("_name_or_path") for name, config in configs.items()}
-        # a network has the folder of its model as its home if it was loaded from there with `subfolder`
-        if any(
-            home and any(_is_same(place, Path(home)) for place in (folder / name, folder))
-            for name, home in homes.items()
-        ):
-            raise FileExistsError(
-                f"{folder} is the model that this pipeline was loaded from, and would be overwritten. Choose another "
-                "folder."
-            )
-
-    def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write model_index.json, and this file as pipeline.py; see diffusers.
-
-        Raises:
-            FileExistsError: see `save_pretrained`.
-        """
-        folder = Path(save_directory)
-        self._check_home(folder)
-        before = _versions(folder)
-        is_part = folder.name.startswith(_TEMPORARY)  # of `save_pretrained`, which has written the networks there
-        _check_folder(folder, ("model_index.json", *(() if is_part else self.components)))
-        kwargs.setdefault("repo_id", folder.resolve().name)
-        with _made(folder), TemporaryDirectory(prefix=_TEMPORARY, dir=folder) as made:
-            with _staying(Path(made)):
-                super().save_config(made, push_to_hub=push_to_hub, **kwargs)
-                (Path(made) / _PROGRAM).write_text(_SOURCE, encoding="utf-8")
-            _move_into(folder, Path(made), before)
-
-
-@contextmanager
-def _made(folder: Path) -> Generator[None]:
-    """Create a folder, with those above it; after an error, those that were created are removed if they are empty."""
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
-    made: dict[Path, os.stat_result] = {}
-    try:
         folder.mkdir(parents=True, exist_ok=True)
-        made = {one: one.stat() for one in missing}
-        yield
-    except BaseException:
-        _remove_empty(made)
-        raise
-
-
-@contextmanager
-def _staying(made: Path) -> Generator[None]:
-    """Write files into a folder that is not moved meanwhile: diffusers would make another one at its path.
-
-    Raises:
-        FileNotFoundError: it was moved, or the one that it is in.
-    """
-    status = made.stat()
-    try:
-        yield
-    except Exception:
-        if _is_at(made, status):
-            raise
-    if not _is_at(made, status):
-        raise FileNotFoundError(f"{made.parent} was moved or removed while the model was written. Save it again.")
-
-
-def _is_at(folder: Path, status: os.stat_result) -> bool:
-    try:
-        return os.path.samestat(folder.stat(), status)
-    except OSError:
-        return False
-
-
-def _remove_empty(made: Mapping[Path, os.stat_result]) -> None:
-    """Remove folders that are empty, the innermost first, but none that was moved to their paths."""
-    for folder, status in made.items():
-        with suppress(OSError):
-            if _is_at(folder, status):
+        try:
+            with TemporaryDirectory(prefix=".lbm-", suffix=".part", dir=folder) as made:
+                super().save_pretrained(made, *args, **kwargs)
+                _move_into(folder, Path(made))
+        finally:
+            with suppress(OSError):  # after an error it may be empty
                 folder.rmdir()
 
+    def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write model_index.json, and this file as pipeline.py; see diffusers."""
+        folder = Path(save_directory)
+        if not folder.name.endswith(".part"):  # of `save_pretrained`
+            self._check_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _PROGRAM).write_text(_SOURCE, encoding="utf-8")
+        super().save_config(folder, push_to_hub=push_to_hub, **kwargs)
 
-def _sync(path: Path) -> None:
-    """Flush a file to disk, or the entries of a folder."""
-    descriptor = os.open(path, _FLUSHABLE)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _check_folder(folder: Path, names: Iterable[str]) -> None:
-    if folder.is_file():
-        raise FileExistsError(f"{folder} is a file. Choose another folder.")
-    program, is_ours = folder / _PROGRAM, False
-    link = next((folder / name for name in (_PROGRAM, *names) if (folder / name).is_symlink()), None)
-    if link is not None:
-        raise FileExistsError(f"{link} is a link, and what it leads to was kept. Choose another folder.")
-    if program.exists():
-        if not program.is_file():  # a FIFO would be waited for
-            raise FileExistsError(f"{program} exists, but is not a regular file. Choose another folder.")
-        is_ours = program.read_text(encoding="utf-8", errors="replace") == _SOURCE
-        if not is_ours:
-            raise FileExistsError(f"{program} exists, and is another program. Choose another folder.")
-    for name in names:
-        if (folder / name).exists() and not is_ours:
-            raise FileExistsError(f"{folder / name} exists, and is that of another model. Choose another folder.")
+    def _check_folder(self, folder: Path) -> None:
+        if folder.is_file():
+            raise FileExistsError(f"{folder} is a file. Choose another folder.")
+        for name, part in {"": self, **self.components}.items():
+            home = getattr(part, "config", {}).get("_name_or_path")
+            # a network has the folder of its model as its home if it was loaded from there with `subfolder`
+            if home and any(_is_same(place, Path(home)) for place in (folder / name, folder)):
+                raise FileExistsError(
+                    f"{folder} is the model that this pipeline was loaded from, and would be overwritten. Choose "
+                    "another folder."
+                )
+        program = folder / _PROGRAM
+        if program.is_file() and program.read_text(encoding="utf-8", errors="replace") == _SOURCE:
+            return
+        for name in (_PROGRAM, "model_index.json", *self.components):
+            if (folder / name).exists():
+                raise FileExistsError(f"{folder / name} exists, and is that of another model. Choose another folder.")
 
 
 def _is_same(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 
 
-def _versions(folder: Path, parts: Iterable[str] = ()) -> dict[Path, tuple[int, int, int, int]]:
-    """Return the files in a folder and in parts of it, each with what tells it from another one at its path."""
-    files = [path for one in (folder, *(folder / part for part in parts)) if one.is_dir() for path in one.iterdir()]
-    return {path: _version(path) for path in files if path.is_file()}
-
-
-def _version(path: Path) -> tuple[int, int, int, int]:
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _move_into(folder: Path, made: Path, before: Mapping[Path, object]) -> None:
-    """Move a complete model into its folder, and remove shards of the earlier one that it does not replace.
-
-    Args:
-        before: `_versions` of the folder when the call began.
-    """
+def _move_into(folder: Path, made: Path) -> None:
     files = {path.relative_to(made) for path in made.rglob("*") if path.is_file()}
-    if (folder / _CARD).exists():  # diffusers makes one for the hub
-        files.discard(Path(_CARD))
-    for file in files:
-        _check_place(folder / file, made)
-    earlier = {one for file in files for one in _shards_beside(folder, file) if (folder / one).is_file()} - files
-    for file in earlier:
-        _check_replaceable(folder / file)
-    mode = S_IMODE((made / _PROGRAM).stat().st_mode)
-    for file in files:
-        with suppress(OSError):  # safetensors keeps others from reading its files, whatever the umask says
-            (made / file).chmod(mode)
-        _sync(made / file)
-    moved: list[tuple[Path, Path, os.stat_result, bool]] = []  # path, spare, the new file, whether there was an old one
-    removed: list[tuple[Path, Path]] = []  # shards of the earlier model, and where they are meanwhile
-    made_here: dict[Path, os.stat_result] = {}
-    try:
-        for one in {(folder / file).parent for file in files}:
-            if not one.exists():
-                one.mkdir()
-                made_here[one] = one.stat()
-        for number, file in enumerate((*sorted(files), *sorted(earlier))):
-            path, spare = folder / file, made / f"old-{number}"
-            _check_replaceable(path)
-            if path.exists() and before.get(path) != _version(path):
-                raise FileExistsError(f"{path} appeared while the model was written, and was kept. Move it.")
-            if file in earlier:
-                removed.append((path, spare))
-                path.replace(spare)
-                continue
-            was_there = path.exists()
-            moved.append((path, spare, (made / file).stat(), was_there))
-            if not was_there and _try_link(made / file, path):
-                continue
-            with suppress(OSError):  # a disk without hard links: then it cannot be put back
-                os.link(path, spare)
-            (made / file).replace(path)
-        for one in {path.parent for path, *_ in (*moved, *removed)}:
-            with suppress(OSError):  # some disks, and Windows, flush no folders
-                _sync(one)
-    except BaseException:
-        while True:
-            try:
-                _put_back(removed, moved)
-                _remove_empty(made_here)
-                break
-            except KeyboardInterrupt:  # another one
-                continue
-        raise
-
-
-def _put_back(removed: Iterable[tuple[Path, Path]], moved: Iterable[tuple[Path, Path, os.stat_result, bool]]) -> None:
-    """Give the files of an earlier model their paths back; see `_move_into`."""
-    for path, spare in removed:
-        with suppress(OSError):
-            if not path.exists():
-                spare.replace(path)
-    for path, spare, new, was_there in moved:
-        with suppress(OSError):
-            if not os.path.lexists(path):  # somebody has moved the new file away
-                if spare.stat().st_nlink == 1:  # and not the old one
-                    os.link(spare, path)
-                continue
-            if not os.path.samestat(path.stat(), new):  # something that came there since
-                continue
-            if spare.exists():
-                spare.replace(path)
-            elif not was_there:
+    mode = (made / _PROGRAM).stat().st_mode
+    for file in sorted(files):
+        (made / file).chmod(mode)  # safetensors keeps others from reading its files, whatever the umask says
+        (folder / file).parent.mkdir(exist_ok=True)
+        if file.name != "README.md" or not (folder / file).exists():  # diffusers makes one for the hub
+            (made / file).replace(folder / file)
+    variants = {(file.parent, found[1]) for file in files if (found := _WEIGHTS.fullmatch(file.name))}
+    for part, variant in variants:
+        for path in (folder / part).iterdir():
+            found = _WEIGHTS.fullmatch(path.name)
+            if found and found[1] == variant and part / path.name not in files:
                 path.unlink()
-
-
-def _try_link(file: Path, path: Path) -> bool:
-    """Give a file its path by a link, which replaces nothing; return False if the disk has none."""
-    try:
-        os.link(file, path)
-    except FileExistsError:
-        raise FileExistsError(f"{path} appeared while the model was written, and was kept. Move it.") from None
-    except OSError:
-        return False
-    return True
-
-
-def _check_place(path: Path, made: Path) -> None:
-    """Check that a file can replace the one at its path, and will be loaded from there."""
-    _check_replaceable(path)
-    if path.parent.exists() and path.parent.stat().st_dev != made.stat().st_dev:
-        raise FileExistsError(f"{path.parent} is on another disk than the folder above it. Choose another folder.")
-    name = _WEIGHTS.fullmatch(path.name)
-    if name is not None and name[3] == "bin":
-        others = [f"{name[1]}{name[2]}.{ending}" for ending in ("safetensors", "bin")]
-        for other in (*others, f"{name[1]}.safetensors.index{name[2]}.json"):
-            if other != path.name and path.with_name(other).exists():
-                raise FileExistsError(f"{path.with_name(other)} exists, and would be loaded in its place. Remove it.")
-
-
-def _check_replaceable(path: Path) -> None:
-    is_protected = path.exists() and not (path.stat().st_mode & 0o222 and os.access(path, os.W_OK))
-    if path.is_symlink() or is_protected:
-        state = "a link" if path.is_symlink() else "write-protected"
-        raise FileExistsError(f"{path} is {state}, and was kept. Choose another folder.")
-
-
-def _shards_beside(folder: Path, weights: Path) -> set[Path]:
-    """Return the index, and the shards that it names, of the earlier weights in the place of a file of weights."""
-    name = _WEIGHTS.fullmatch(weights.name)
-    index = None if name is None else weights.with_name(f"{name[1]}.{name[3]}.index{name[2]}.json")
-    if name is None or index is None or not (folder / index).is_file():
-        return set()
-    try:
-        shards = set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise FileExistsError(
-            f"{folder / index} exists, but is not an index of shards. Choose another folder."
-        ) from None
-    numbered = re.compile(rf"{re.escape(name[1] + name[2])}-\d{{5}}-of-\d{{5}}\.{name[3]}")
-    return {index, *(index.with_name(shard) for shard in shards if numbered.fullmatch(str(shard)))}
 
 
 def _check_whole(name: str, value: object) -> None:
@@ -602,13 +387,10 @@ def model_size(unet: UNet2DConditionModel, vae: AutoencoderKL) -> int:
 
 
 def nearest_bucket(width: int, height: int, size: int, *, step: int) -> tuple[int, int]:
-    """The bucket nearest in width / height, for a budget of size x size pixels, with sides that are multiples of step.
-
-    Raises:
-        ValueError: `size` is below 64.
-    """
+    """The bucket nearest in width / height, for a budget of size x size pixels; sides are multiples of `step`."""
     if size < 64:
         raise ValueError(f"size must be at least 64, got {size}.")
+    # Upstream measures the distance in width / height, so its choice is kept although it is not symmetric.
     bucket = min(BUCKETS, key=lambda sides: abs(sides[0] / sides[1] - width / height))
     wide, high = (max(step, round(side * size / 1024 / step) * step) for side in bucket)
     return wide, high
@@ -673,9 +455,6 @@ def follow_bridge(
 
     Returns:
         Latents in the dtype of `source_latent`.
-
-    Raises:
-        ValueError: `steps` is below 1, or the number of generators is not the batch size.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
@@ -701,9 +480,6 @@ def one_per_sample(generator: Generators, count: int) -> list[torch.Generator]:
     """Generators for a batch: those given, or one for each sample, seeded in turn by the one given.
 
     Sample i of a batch gets the same generator whatever the size of the batch.
-
-    Raises:
-        ValueError: the number of generators is not the batch size.
     """
     if isinstance(generator, torch.Generator):
         # 32 bits: the CPU generator ignores what a seed has above them.
@@ -757,20 +533,14 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def images_of(image: Any) -> Iterator[Image]:
-    """Yield the images that a caller gives, in order; paths are opened.
-
-    Raises:
-        OSError: a path is not that of an image file.
-        ValueError: an array does not have three channels, or has floats outside [0, 1].
-        TypeError: a value is not an image.
-    """
+    """Yield the images that a caller gives, in order; paths are opened."""
     if isinstance(image, list | tuple):
         for one in image:
             yield from images_of(one)
     elif isinstance(image, str | PathLike):
-        yield _in_srgb(_opened(cast("str | PathLike[str]", image)))
+        yield in_srgb(_opened(cast("str | PathLike[str]", image)))
     elif isinstance(image, PIL.Image.Image):
-        yield _in_srgb(image)
+        yield in_srgb(PIL.ImageOps.exif_transpose(image))
     elif isinstance(image, np.ndarray | Tensor):
         if image.ndim not in (3, 4) or image.shape[-3 if isinstance(image, Tensor) else -1] != 3:
             raise ValueError(
@@ -792,11 +562,7 @@ def images_of(image: Any) -> Iterator[Image]:
 
 
 def masks_of(mask: Any, images: Sequence[Image]) -> Iterator[PIL.Image.Image | None]:
-    """Yield a mask for each image, in mode `L` and of its size, or None.
-
-    Raises:
-        ValueError: the numbers of masks and images differ, a mask's shape differs from its image's, or it is black.
-    """
+    """Yield a mask for each image, in mode `L` and of its size, or None."""
     masks = list(_greys(mask))
     if len(masks) not in (1, len(images)):
         raise ValueError(f"{len(masks)} masks for {len(images)} images: give one for all, or one for each.")
@@ -822,9 +588,9 @@ def _greys(mask: Any) -> Iterator[PIL.Image.Image | None]:
         for one in mask:
             yield from _greys(one)
     elif isinstance(mask, str | PathLike):
-        yield _grey(_opened(cast("str | PathLike[str]", mask)))
+        yield in_grey(_opened(cast("str | PathLike[str]", mask)))
     elif mask is None or isinstance(mask, PIL.Image.Image):
-        yield None if mask is None else _grey(mask)
+        yield None if mask is None else in_grey(PIL.ImageOps.exif_transpose(mask))
     elif isinstance(mask, np.ndarray | Tensor):
         values = (mask if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))).squeeze().cpu()
         if values.ndim not in (2, 3):
@@ -844,41 +610,48 @@ def _opened(path: str | PathLike[str]) -> PIL.Image.Image:
         return PIL.ImageOps.exif_transpose(image)
 
 
-def _in_srgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Return an image upright in 8 bits of sRGB, on white where it is transparent."""
+def in_srgb(image: PIL.Image.Image, complain: Callable[[Exception], object] = lambda _: None) -> PIL.Image.Image:
+    """An image in 8 bits of sRGB, mode `RGB`, on white where it is transparent.
+
+    Args:
+        complain: told of a colour profile that cannot be used; the colours are taken as sRGB.
+    """
     profile = image.info.get("icc_profile")
-    image = _in_8_bits(PIL.ImageOps.exif_transpose(image))
+    image = in_8_bits(image)
     if image.has_transparency_data:
         layered = image.convert("RGBA")
         image = PIL.Image.new("RGB", image.size, "white")
         image.paste(layered, mask=layered.getchannel("A"))
     if profile:
         direct = image if image.mode in ("RGB", "L", "CMYK") else image.convert("RGB")
-        with suppress(PIL.ImageCms.PyCMSError, OSError):  # a profile that cannot be used: the colours are taken as sRGB
+        try:
             source, target = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile)), PIL.ImageCms.createProfile("sRGB")
             if "sRGB" not in PIL.ImageCms.getProfileDescription(source):
                 image = PIL.ImageCms.profileToProfile(direct, source, target, outputMode="RGB") or image
+        except (PIL.ImageCms.PyCMSError, OSError) as error:
+            complain(error)
     return image.convert("RGB")
 
 
-def _grey(mask: PIL.Image.Image) -> PIL.Image.Image:
-    """Return a mask upright in mode `L`: its alpha channel where that says something, else its brightness."""
-    mask = _in_8_bits(PIL.ImageOps.exif_transpose(mask))
+def in_grey(mask: PIL.Image.Image) -> PIL.Image.Image:
+    """A mask in mode `L`: its alpha channel where that says something, else its brightness."""
+    mask = in_8_bits(mask)
     if mask.has_transparency_data:
         alpha = mask.convert("RGBA").getchannel("A")
         if alpha.getextrema() != (255, 255):
             return alpha
+        mask = mask.convert("RGB")
     return mask.convert("L")
 
 
-def _in_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+def in_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An image whose pixels of 16 bits are rounded to 8; any other stays."""
     if not image.mode.startswith("I"):  # 16 bits, which Pillow reads as 32 in some versions
         return image
     return PIL.Image.fromarray(np.round(np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
 
 
 def _size_of(image: Image) -> tuple[int, int]:
-    """(width, height)."""
     return image.size if isinstance(image, PIL.Image.Image) else (image.shape[-1], image.shape[-2])
 
 
@@ -947,7 +720,6 @@ def adjust_to_source(result: Tensor, source: Tensor, *, keep_detail: float = 0.0
 
 
 def _luma(values: Tensor) -> Tensor:
-    """Brightness of an image: [1, height, width]."""
     weights = torch.tensor(_LUMA, dtype=values.dtype, device=values.device)
     return (weights[:, None, None] * values).sum(0, keepdim=True)
 
@@ -982,7 +754,6 @@ def _blended(result: Tensor, image: Image, mask: PIL.Image.Image | None) -> Tens
 
 
 def _to_pil(values: Tensor) -> PIL.Image.Image:
-    """The image of values in [-1, 1], rounded to the nearest of 256."""
     return PIL.Image.fromarray(((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 

@@ -71,9 +71,6 @@ class LBMModel:
         """Latents of images in [-1, 1]: the mean of the VAE's posterior, or a sample of it where a generator is given.
 
         Encoding is never tiled, as in LBM.
-
-        Raises:
-            ImageError: a side is not a multiple of `pixels_per_latent`.
         """
         height, width = images.shape[-2:]
         if height % self.pixels_per_latent or width % self.pixels_per_latent:
@@ -114,10 +111,6 @@ def load_model(
         dtype: of the denoiser; tensors of another dtype are cast one by one.
         is_streamed: keep the weights of a large denoiser on the CPU in the file, and make them fp32 one module at a
             time; `dtype` must be fp32. It takes a fraction of the memory, and a second or two for each run.
-
-    Raises:
-        CheckpointError: the file cannot be read, or its tensors are not those of its configuration.
-        ConfigError: the configuration is missing or wrong, or asks for conditioning images.
     """
     with open_checkpoint(checkpoint) as opened:
         config = resolve_config(opened, config_path=Path(config_path) if config_path else None)
@@ -160,11 +153,7 @@ def fill(
 
 
 def refuse_conditioning(config: LBMConfig, *, where: object) -> None:
-    """Refuse a denoiser that takes more than the latent.
-
-    Raises:
-        ConfigError: the configuration asks for conditioning images or masks.
-    """
+    """Refuse a denoiser that takes more than the latent."""
     extra = config.unet_input_channels - config.vae_num_channels
     if extra or config.conditioning_images_keys or config.conditioning_masks_keys:
         keys = ", ".join((*config.conditioning_images_keys, *config.conditioning_masks_keys)) or "no keys given"

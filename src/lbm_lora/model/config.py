@@ -74,32 +74,23 @@ class LBMConfig(BaseModel):
 
     @property
     def unet_config(self) -> dict[str, Any]:
-        """Return the denoiser's diffusers configuration.
-
-        Raises:
-            ConfigError: this configuration has no `unet` section; one from `resolve_config` always has it.
-        """
-        return _section(self.unet, "unet")
+        """Return the denoiser's diffusers configuration."""
+        return self._section("unet")
 
     @property
     def vae_config(self) -> dict[str, Any]:
-        """Return the VAE's diffusers configuration.
+        """Return the VAE's diffusers configuration."""
+        return self._section("vae")
 
-        Raises:
-            ConfigError: this configuration has no `vae` section; one from `resolve_config` always has it.
-        """
-        return _section(self.vae, "vae")
+    def _section(self, name: Literal["unet", "vae"]) -> dict[str, Any]:
+        section = self.unet if name == "unet" else self.vae
+        if section is None:
+            raise ConfigError(f"the configuration has no section '{name}'. Add the diffusers config of that network.")
+        return section
 
 
 def parse_config(values: Mapping[str, Any], *, where: str) -> LBMConfig:
-    """Parse a mapping of LBM's keys into a configuration.
-
-    Args:
-        where: the file, for error messages.
-
-    Raises:
-        ConfigError: a key is unknown (names the nearest valid one), or a value is invalid.
-    """
+    """Parse a mapping of LBM's keys into a configuration."""
     valid = LBMConfig.model_fields
     known = {key: value for key, value in values.items() if key in valid}
     for key in values:
@@ -119,20 +110,12 @@ def parse_config(values: Mapping[str, Any], *, where: str) -> LBMConfig:
 
 
 def read_config(path: Path) -> LBMConfig:
-    """Read a config.yaml.
-
-    Raises:
-        ConfigError: the file is missing or is not a YAML mapping, a key is unknown, or a value is invalid.
-    """
+    """Read a config.yaml."""
     return parse_config(read_yaml(path), where=str(path))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file's top-level mapping, without tags that build Python objects.
-
-    Raises:
-        ConfigError: the file is missing or is not a YAML mapping.
-    """
+    """Read a YAML file's top-level mapping, without tags that build Python objects."""
     try:
         values = parse_yaml(read_text(path))
     except FileNotFoundError:
@@ -144,12 +127,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}, not a mapping of keys.")
     return cast(dict[str, Any], values)
-
-
-def _section(section: dict[str, Any] | None, name: str) -> dict[str, Any]:
-    if section is None:
-        raise ConfigError(f"the configuration has no section '{name}'. Add the diffusers config of that network.")
-    return section
 
 
 def _agree(key: str, value: int, section: str, config: dict[str, Any] | None, inner: str) -> None:

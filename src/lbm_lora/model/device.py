@@ -14,9 +14,6 @@ def resolve_device(name: str = "auto", *, fp64: str = "") -> torch.device:
 
     Args:
         fp64: why the work needs fp64, if it does: "the sums need".
-
-    Raises:
-        ConfigError: the name is unknown, or mps although fp64 is needed.
     """
     if fp64 and name.startswith("mps"):
         raise ConfigError(Option("device"), f" {name}: {fp64} fp64, which mps does not support. Use cpu.")
@@ -28,13 +25,11 @@ def resolve_device(name: str = "auto", *, fp64: str = "") -> torch.device:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda", "mps"):
         raise ConfigError(Option("device"), f" must be one of auto, cpu, cuda, cuda:N, mps, got '{name}'.")
-    if _is_there(device):
+    if device.type == "cuda":
+        is_there = torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    else:
+        is_there = device.type != "mps" or torch.backends.mps.is_available()
+    if is_there:
         return device
     warn(Option("device"), f" {name} is not available on this machine. Using the CPU.")
     return torch.device("cpu")
-
-
-def _is_there(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
-    return device.type != "mps" or torch.backends.mps.is_available()

@@ -5,7 +5,8 @@ in; so scales, sets of LoRAs and the way they are computed can change at any tim
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
@@ -13,8 +14,22 @@ from torch import Tensor, nn
 
 from lbm_lora.adapter import Adapter, LoraScale
 from lbm_lora.apply import Fused, Injection, ScaledAdapter, fuse_module, inject, scales_for
-from lbm_lora.errors import ConfigError, listing
+from lbm_lora.errors import ConfigError, Option, listing
 from lbm_lora.naming import ParamName
+
+BlockScales = Mapping[str, object]
+"""Scales by block as diffusers has them: `{"down": 0.5, "mid": 1, "up": {"block_0": 0.6, "block_1": [0.4, 0.8, 1]}}`.
+
+A number holds for a block with all of its layers. A list has a number for each layer of a block: that of
+`up_blocks.1.attentions.2`, its resnet `up_blocks.1.resnets.2` included. Whatever is not named keeps a scale of 1. An
+outer `{"unet": ...}` is taken off.
+"""
+
+_FORM = (
+    'Give {"down": 0.5, "mid": 1, "up": {"block_0": 0.6, "block_1": [0.4, 0.8, 1]}}, or a text such as '
+    "'1,down_blocks=0.5,attn1=0'."
+)
+_SIDES = {"down": "down_blocks", "up": "up_blocks"}
 
 
 @dataclass(frozen=True)
@@ -56,11 +71,7 @@ class LoraState:
         return f"{name} {' x '.join(scale.text for scale in every)}"
 
     def with_loaded(self, name: str, adapter: Adapter) -> "LoraState":
-        """Return the state with another LoRA, which alone is active.
-
-        Raises:
-            ConfigError: the name is taken.
-        """
+        """Return the state with another LoRA, which alone is active."""
         if name in self.loaded:
             raise ConfigError(
                 f"a LoRA named '{name}' is already loaded. Give another adapter_name, or delete it first."
@@ -68,30 +79,18 @@ class LoraState:
         return replace(self, loaded={**self.loaded, name: adapter}, scales={name: LoraScale()})
 
     def without(self, names: Iterable[str]) -> "LoraState":
-        """Return the state without some LoRAs.
-
-        Raises:
-            ConfigError: none has such a name.
-        """
+        """Return the state without some LoRAs."""
         gone = self.known(names)
         kept = {name: adapter for name, adapter in self.loaded.items() if name not in gone}
         return replace(self, loaded=kept, scales={name: s for name, s in self.scales.items() if name in kept})
 
     def with_scales(self, names: Sequence[str], scales: Sequence[float | str | LoraScale]) -> "LoraState":
-        """Return the state with only the named LoRAs active, with one scale for each, or one for all.
-
-        Raises:
-            ConfigError: an unknown name, another number of scales than of names, or what is not a scale.
-        """
+        """Return the state with only the named LoRAs active, with one scale for each, or one for all."""
         self.known(names)
         return replace(self, scales=dict(zip(names, scales_for(len(names), scales), strict=True)))
 
     def known(self, names: Iterable[str]) -> set[str]:
-        """The names, each of which is loaded.
-
-        Raises:
-            ConfigError: none has such a name.
-        """
+        """The names, each of which is loaded."""
         for name in names:
             if name not in self.loaded:
                 near = get_close_matches(name, self.loaded, n=1)
@@ -113,13 +112,7 @@ class LoadedLoras:
         self._inside: Injection | Fused | None = None
 
     def put(self, state: LoraState) -> None:
-        """Make the network compute with a state; if that fails, nothing changes.
-
-        Raises:
-            AdapterError: a LoRA does not fit the network.
-            ConfigError: a network whose weights are offloaded one by one.
-            PatternError: a pattern of a scale matches nothing in its LoRA.
-        """
+        """Make the network compute with a state; if that fails, nothing changes."""
         before = self.state
         self.take_out()
         try:
@@ -167,3 +160,42 @@ def _refuse_offloaded(network: nn.Module) -> None:
             "the weights of the unet are offloaded one by one, and cannot be changed. Load and scale LoRAs before "
             "enable_sequential_cpu_offload, or use enable_model_cpu_offload."
         )
+
+
+def scale_of_blocks(scales: BlockScales) -> LoraScale:
+    """Return scales by block as a scale by layer."""
+    inner = scales.get("unet")
+    if len(scales) == 1 and isinstance(inner, Mapping):
+        return scale_of_blocks(inner)
+    if len(scales) == 1 and isinstance(inner, int | float):
+        return LoraScale.parse(inner)
+    return LoraScale(parts=tuple(part for name, value in scales.items() for part in _of_side(name, value)))
+
+
+def _of_side(name: str, value: object) -> Iterator[tuple[str, float]]:
+    if name == "mid":
+        yield "mid_block.", _number(value[0] if isinstance(value, Sequence) and len(value) == 1 else value)
+    elif name not in _SIDES:
+        raise ConfigError(Option("adapter_weights"), f": '{name}' is not a block. {_FORM}")
+    elif isinstance(value, Mapping):
+        for block, scale in value.items():
+            yield from _of_block(_SIDES[name], str(block), scale)
+    else:
+        yield f"{_SIDES[name]}.", _number(value)
+
+
+def _of_block(side: str, block: str, value: object) -> Iterator[tuple[str, float]]:
+    found = re.fullmatch(r"block_(\d+)", block)
+    if found is None:
+        raise ConfigError(Option("adapter_weights"), f": '{block}' is not a block. {_FORM}")
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        for layer, scale in enumerate(value):
+            yield rf"re:^{side}\.{found[1]}\.\w+\.{layer}\.", _number(scale)
+    else:
+        yield f"{side}.{found[1]}.", _number(value)
+
+
+def _number(value: object) -> float:
+    if isinstance(value, int | float):
+        return LoraScale.parse(value).default
+    raise ConfigError(Option("adapter_weights"), f": {value!r} is not a number. {_FORM}")

@@ -10,9 +10,9 @@ from lbm_lora.files import MARK_KEY, Outputs, current, together, write_text
 from lbm_lora.hub import open_checkpoint
 from lbm_lora.missing_path import home_path
 from lbm_lora.model.backbone import choose_signature, find_backbone, open_backbone
+from lbm_lora.model.base import BaseFiles, twin_paths, write_base
 from lbm_lora.model.baseline import BaselineReport, compare_base
 from lbm_lora.model.config import LBMConfig, read_config, read_yaml
-from lbm_lora.model.write_base import BaseFiles, twin_paths, write_base
 from lbm_lora.progress import SILENT, Progress
 
 _LEDGER = "ledger of a base"

@@ -34,20 +34,12 @@ _IGNORED_PREFIXES = ("lpips_loss.", "conditioner.")
 
 
 def empty_unet(config: Mapping[str, Any]) -> UNet2DConditionModel:
-    """Build a UNet from a diffusers configuration on the meta device.
-
-    Raises:
-        ConfigError: the configuration has a key that the class does not have, or a value that it rejects.
-    """
+    """Build a UNet from a diffusers configuration on the meta device."""
     return _empty(UNet2DConditionModel, config, "unet")
 
 
 def empty_vae(config: Mapping[str, Any]) -> AutoencoderKL:
-    """Build a VAE from a diffusers configuration on the meta device.
-
-    Raises:
-        ConfigError: the configuration has a key that the class does not have, or a value that it rejects.
-    """
+    """Build a VAE from a diffusers configuration on the meta device."""
     return _empty(AutoencoderKL, config, "vae")
 
 
@@ -57,11 +49,7 @@ def denoiser_shapes(config: Mapping[str, Any]) -> Shapes:
 
 
 def checkpoint_shapes(config: LBMConfig) -> Shapes:
-    """Return keys and shapes of a complete LBM checkpoint: denoiser, VAE and `num_iterations`.
-
-    Raises:
-        ConfigError: the configuration lacks a section, or a section cannot be built.
-    """
+    """Return keys and shapes of a complete LBM checkpoint: denoiser, VAE and `num_iterations`."""
     denoiser = {DENOISER_PREFIX + name: shape for name, shape in denoiser_shapes(config.unet_config).items()}
     vae = {VAE_PREFIX + name: shape for name, shape in shapes_of(empty_vae(config.vae_config)).items()}
     return denoiser | vae | {ITERATIONS_KEY: ()}
@@ -77,9 +65,6 @@ def check_shapes(specs: Mapping[str, TensorSpec], expected: Shapes, *, where: ob
 
     `num_iterations` may be missing or have one element of any shape (older trainers), and tensors of a training
     loss (`lpips_loss.`) may be present: they are not part of the model.
-
-    Raises:
-        CheckpointError: tensors are missing, unexpected or of another shape; one message lists all of them.
     """
     missing = [name for name in expected if name not in specs and name != ITERATIONS_KEY]
     unexpected = [name for name in specs if name not in expected and not name.startswith(_IGNORED_PREFIXES)]
@@ -122,12 +107,7 @@ def _empty(kind: type[Network], config: Mapping[str, Any], section: str) -> Netw
 
 
 def _check_value(section: str, key: str, value: object, default: object) -> None:
-    """Check a setting against the bounds, so that no text can ask for a network that takes all memory, or for ever.
-
-    Raises:
-        ConfigError: a number exceeds its bound or is a negative count, a list is too long, or a size of images is not
-            a whole number.
-    """
+    """Check a setting against the bounds, so that no text can ask for a network that takes all memory, or for ever."""
     most = MOST.get(key, MOST_OF_OTHERS)
     parts: list[object] = list(cast(list[object], value)) if isinstance(value, (list, tuple)) else [value]
     parts = [one for part in parts for one in (cast(list[object], part) if isinstance(part, (list, tuple)) else [part])]

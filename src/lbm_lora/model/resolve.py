@@ -13,10 +13,10 @@ import xxhash
 
 from lbm_lora.checkpoint import Checkpoint, TensorSpec, fingerprint
 from lbm_lora.errors import ConfigError, Option
+from lbm_lora.files import is_ours
 from lbm_lora.model.config import LBMConfig, parse_config, read_config, read_yaml
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE, VAE_PREFIX, has_lbm_unet, has_sdxl_vae
 from lbm_lora.naming import DENOISER_PREFIX
-from lbm_lora.ownership import RUN_LINE, is_ours
 from lbm_lora.plain_text import TextError, parse_json
 from lbm_lora.progress import warn
 
@@ -37,11 +37,11 @@ def resolve_config(checkpoint: Checkpoint, *, config_path: Path | None = None) -
     LBM's keys come from the first of these that exists, each section from the first that has it: the file
     itself, the config.yaml (or the only other .yaml) next to it, `config_path`; then, if the shapes are the
     real LBM's, LBM's own constants.
-
-    Raises:
-        ConfigError: a source has an unknown key or an invalid value, or a section is missing everywhere.
     """
-    own = _own_config(checkpoint)
+    values = own_values(checkpoint)
+    place = f"{'metadata' if METADATA_KEY in checkpoint.metadata else 'entry'} "
+    place += METADATA_KEY if METADATA_KEY in {*checkpoint.metadata, *checkpoint.extra} else "config"
+    own = None if values is None else parse_config(values, where=f"{checkpoint.path} ({place})")
     if own is not None and own.unet and own.vae:
         if config_path is not None and not _repeats(own, config_path):
             warn(
@@ -57,7 +57,9 @@ def resolve_config(checkpoint: Checkpoint, *, config_path: Path | None = None) -
         read_config(config_path) if config_path else None,
     ]
     found = [source for source in sources if source is not None]
-    config = found[0] if found else LBMConfig(unet_input_channels=_conv_in_channels(checkpoint, default=4))
+    conv_in = checkpoint.specs.get(f"{DENOISER_PREFIX}conv_in.weight")
+    channels = conv_in.shape[1] if conv_in is not None and len(conv_in.shape) == 4 else 4
+    config = found[0] if found else LBMConfig(unet_input_channels=channels)
     unet = next((source.unet for source in found if source.unet), None)
     vae = next((source.vae for source in found if source.vae), None)
     if unet is None and has_lbm_unet(checkpoint.specs):
@@ -83,7 +85,7 @@ def config_beside(path: Path) -> Path | None:
     """
     folder = path if path.is_dir() else path.parent
     named = folder / "config.yaml"
-    if named.is_file() and not is_ours(named, RUN_LINE):
+    if named.is_file() and not is_ours(named):
         return named
     yamls = (found for found in sorted(folder.glob("*.yaml")) if found != named)
     others = [found for found in yamls if not found.name.endswith("_config.yaml")]
@@ -111,11 +113,7 @@ def config_to_metadata(config: LBMConfig) -> dict[str, str]:
 
 
 def own_values(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Return the unchecked configuration keys inside a checkpoint; None if it contains none.
-
-    Raises:
-        ConfigError: the configuration cannot be read.
-    """
+    """Return the unchecked configuration keys inside a checkpoint; None if it contains none."""
     text = checkpoint.metadata.get(METADATA_KEY)
     if text is not None:
         where = f"{checkpoint.path} (metadata {METADATA_KEY})"
@@ -152,22 +150,6 @@ def _repeats(own: LBMConfig, config_path: Path) -> bool:
         return False
     said = given.model_fields_set - {"backbone_signature"}
     return given.model_dump(include=said) == own.model_dump(include=said)
-
-
-def _own_config(checkpoint: Checkpoint) -> LBMConfig | None:
-    values = own_values(checkpoint)
-    if values is None:
-        return None
-    if METADATA_KEY in checkpoint.metadata:
-        entry = f"metadata {METADATA_KEY}"
-    else:
-        entry = f"entry {METADATA_KEY if METADATA_KEY in checkpoint.extra else 'config'}"
-    return parse_config(values, where=f"{checkpoint.path} ({entry})")
-
-
-def _conv_in_channels(checkpoint: Checkpoint, *, default: int) -> int:
-    spec = checkpoint.specs.get(f"{DENOISER_PREFIX}conv_in.weight")
-    return spec.shape[1] if spec is not None and len(spec.shape) == 4 else default
 
 
 def _missing(checkpoint: Checkpoint, sections: list[str], beside: Path | None, config_path: Path | None) -> ConfigError:

@@ -24,13 +24,9 @@ def schedule_of(config: LBMConfig, timesteps: Sequence[float] = ()) -> Schedule:
     """Return the timesteps to measure a model at, each with its probability in training.
 
     Args:
-        config: configuration of the model.
         timesteps: a subset of the trained timesteps, whose probabilities are scaled to add up to 1; empty: all of
             them. A model trained on all timesteps can be measured at any, with equal weight; by default at those that
             1, 2 and 4 steps call.
-
-    Raises:
-        ConfigError: a timestep is repeated, was not trained, or is outside (0, 1000].
     """
     if len(set(timesteps)) < len(timesteps):
         raise ConfigError(f"timesteps must not repeat, got {_listed(timesteps)}.")
@@ -72,24 +68,12 @@ def step_counts(config: LBMConfig) -> tuple[int, ...] | None:
 
 
 def check_steps(config: LBMConfig, steps: int) -> None:
-    """Warn if a number of steps calls the denoiser at untrained timesteps.
-
-    Raises:
-        ConfigError: `steps` is below 1.
-    """
+    """Warn if a number of steps calls the denoiser at untrained timesteps."""
     check_step_count(steps, step_counts(config))
 
 
 def check_step_count(steps: int, good: Sequence[int] | None, *, what: str = "steps") -> None:
-    """Warn of a number of steps that is none of those that stay on the trained timesteps.
-
-    Args:
-        good: see `step_counts`; None: any number.
-        what: the argument's name in the error.
-
-    Raises:
-        ConfigError: `steps` is below 1.
-    """
+    """Warn of a number of steps that is none of those that stay on the trained timesteps."""
     if steps < 1:
         raise ConfigError(f"{what} must be 1 or more, got {steps}.")
     if good is not None and steps not in good:

@@ -1,19 +1,35 @@
-"""Allocate a file's bytes to all deltas, from the spectra of a survey."""
+"""Allocate a file's bytes to all deltas: ranks, or in a packed file bits for each rank and each dense delta."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 
 from lbm_lora.adapter import module_bytes, rank_bytes, stored_bytes
-from lbm_lora.errors import InputError, Option
-from lbm_lora.factorize import FixedRank, Measure, Spectrum, curve, energy_rank, error_rank
-from lbm_lora.factorize import allocate_error as cheapest_with
-from lbm_lora.naming import ParamName, module_of
-from lbm_lora.ranks.spectrum import DeltaSpectrum
+from lbm_lora.adapter.packed_index import Index
+from lbm_lora.errors import ConfigError, InputError, Option
+from lbm_lora.factorize import (
+    FixedRank,
+    Measure,
+    Spectrum,
+    WidthAllocation,
+    WidthCosts,
+    allocate_error,
+    allocate_widths,
+    allocate_widths_for,
+    curve,
+    energy_rank,
+    error_rank,
+)
+from lbm_lora.naming import ModuleName, ParamName, module_of
+from lbm_lora.ranks.spectrum import DeltaSpectrum, WidthSpectrum
+
+_ROUNDS = 8  # corrections of the bytes of the index, which depends on the choice
+_CLOSE = 0.002  # of a file's bytes that may stay unused
+_SPARE = 1.002  # of the bytes that a choice has taken, for those of the next one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +59,46 @@ class Choice:
         return max((index for index, width in enumerate(self.widths[name], 1) if width), default=0)
 
 
-class RankAllocator:
-    """Choose the ranks of an adapter from the spectra of its deltas, under any rule.
+class Allocator:
+    """Choose what to store of all deltas, from their spectra and under any rule.
+
+    Attributes:
+        energy_sq: squared error of a file without any delta.
+    """
+
+    energy_sq: float
+
+    def within(self, nbytes: Sequence[int]) -> list[Choice]:
+        """Return the choices with the least error for files of these sizes.
+
+        Raises:
+            InputError: a size is too small for what every file contains.
+        """
+        raise NotImplementedError
+
+    def error(self, target_sq: float) -> Choice:
+        """Return the smallest choice with a squared error of at most `target_sq`.
+
+        Raises:
+            InputError: no choice reaches it.
+        """
+        raise NotImplementedError
+
+    def fixed(self, ranks: FixedRank) -> Choice:
+        """Return the choice of one rank for linear weights and one for convs."""
+        raise needs_limit()
+
+    def module_error(self, relative_error: float) -> Choice:
+        """Return the smallest rank with this relative error for each delta, in the norm of the spectra."""
+        raise needs_limit()
+
+    def energy(self, share: float) -> Choice:
+        """Return the smallest rank that keeps this share of the energy of each delta, in the norm of the spectra."""
+        raise needs_limit()
+
+
+class RankAllocator(Allocator):
+    """Choose ranks.
 
     Args:
         spectra: spectra of all deltas that may get a rank.
@@ -69,22 +123,13 @@ class RankAllocator:
     ) -> None:
         self._can_leave_out = can_leave_out
         self._deltas, self._prefix, self._dtype, self._others = spectra, prefix, dtype, others
-        self._spectra = [self._spectrum(delta) for delta in spectra]
-        self._exact = [self._exact_spectrum(delta) for delta in spectra]
+        self._spectra = [self._rounded(delta) for delta in spectra]
+        self._exact = [self._of(one, np.minimum.accumulate(one.squares.numpy()), one.rest) for one in spectra]
         self.fixed_bytes = overhead + sum(stored_bytes(prefix, name, shape, dtype) for name, shape in dense.items())
+        self.energy_sq = sum(float(delta.squares.sum()) + delta.rest for delta in spectra) + others.delta_sq
         self._least_sq = others.error_sq + sum(_least(delta) for delta in spectra)
 
-    def fixed(self, ranks: FixedRank) -> Choice:
-        """Return the choice of one rank for linear weights and one for convs."""
-        chosen = [min(ranks.rank_of(delta.shape), len(delta.squares)) for delta in self._deltas]
-        return self._choice(chosen)
-
     def within(self, nbytes: Sequence[int]) -> list[Choice]:
-        """Return the choices with the least error for files of these sizes.
-
-        Raises:
-            InputError: a size is too small for what every file contains.
-        """
         smallest = min(nbytes)
         if smallest <= self.fixed_bytes:
             ways = (", or leave tensors out: ", Option("exclude"), ", ", Option("dense", is_off=True))
@@ -95,17 +140,11 @@ class RankAllocator:
                 *(ways if self._can_leave_out else ()),
                 ".",
             )
-        return [
-            self._choice(found.ranks) for found in curve(self._spectra, [size - self.fixed_bytes for size in nbytes])
-        ]
+        budgets = [size - self.fixed_bytes for size in nbytes]
+        return [self._choice(found.ranks) for found in curve(self._spectra, budgets)]
 
     def error(self, target_sq: float) -> Choice:
-        """Return the smallest choice with a squared error of at most `target_sq`.
-
-        Raises:
-            InputError: no choice of ranks reaches it.
-        """
-        found = cheapest_with(self._spectra, target_sq - self._least_sq)
+        found = allocate_error(self._spectra, target_sq - self._least_sq)
         if found.error_sq + self._least_sq > target_sq:
             raise InputError(
                 f"no ranks reach an error this small: the lowest squared error is "
@@ -116,21 +155,16 @@ class RankAllocator:
             )
         return self._choice(found.ranks)
 
+    def fixed(self, ranks: FixedRank) -> Choice:
+        return self._choice([min(ranks.rank_of(delta.shape), len(delta.squares)) for delta in self._deltas])
+
     def module_error(self, relative_error: float) -> Choice:
-        """Return the smallest rank with this relative error for each delta, in the norm of the spectra."""
         return self._choice([error_rank(spectrum, relative_error) for spectrum in self._exact])
 
     def energy(self, share: float) -> Choice:
-        """Return the smallest rank that keeps this share of the energy of each delta, in the norm of the spectra."""
         return self._choice([energy_rank(spectrum, share) for spectrum in self._exact])
 
-    @property
-    def energy_sq(self) -> float:
-        """Return the squared error of a file without any delta."""
-        return sum(float(delta.squares.sum()) + delta.rest for delta in self._deltas) + self._others.delta_sq
-
     def _choice(self, ranks: Sequence[int | None]) -> Choice:
-        """Return the choice for these ranks, with its size and error."""
         nbytes, error_sq = self.fixed_bytes, self._others.error_sq
         for delta, spectrum, rank in zip(self._deltas, self._exact, ranks, strict=True):
             nbytes += spectrum.size(rank)
@@ -139,11 +173,7 @@ class RankAllocator:
         names = [delta.name for delta in self._deltas]
         return Choice(ranks=dict(zip(names, ranks, strict=True)), nbytes=nbytes, error_sq=error_sq)
 
-    def _exact_spectrum(self, delta: DeltaSpectrum) -> Spectrum:
-        """Return the spectrum without rounding to the stored dtype, which matters only between deltas."""
-        return self._of(delta, np.minimum.accumulate(delta.squares.numpy()), delta.rest)
-
-    def _spectrum(self, delta: DeltaSpectrum) -> Spectrum:
+    def _rounded(self, delta: DeltaSpectrum) -> Spectrum:
         """Return the spectrum of the ranks that are worth their bytes, with errors relative to the dense delta's.
 
         Rounding a rank removes some of its gain. If gains then rise, the larger one replaces those before it, so no
@@ -174,6 +204,120 @@ def _error_sq(delta: DeltaSpectrum, rank: int | None) -> float:
 def _least(delta: DeltaSpectrum) -> float:
     """Return the squared error of the dense delta, or of the highest rank if dense is not a choice."""
     return delta.dense if delta.dense < math.inf else _error_sq(delta, delta.worth)
+
+
+class WidthAllocator(Allocator):
+    """Choose the bits of every rank and every dense delta, for a packed file.
+
+    Args:
+        spectra: spectra of all changed deltas.
+        prefix: prefix of the component.
+        overhead: bytes of the file besides index and data.
+    """
+
+    def __init__(self, spectra: Sequence[WidthSpectrum], *, prefix: str, overhead: int) -> None:
+        self._spectra, self._prefix, self._overhead = spectra, prefix, overhead
+        self._costs = [spectrum.costs for spectrum in spectra]
+        self._more = 1.0
+        self.energy_sq = sum(float(costs.errors[0].sum()) + costs.rest for costs in self._costs)
+        self.fixed_bytes = self._choice(allocate_widths(self._costs, 0)).nbytes
+
+    def expect(self, choice: Choice, data_bytes: int) -> None:
+        """Expect more bytes of all further choices, by what the data of this one has taken."""
+        before, self._more = self._more, self._more * _SPARE * data_bytes / choice.data_bytes
+        share = self._more / before
+        self._costs = [
+            costs if len(spectrum.shape) == 1 else _with_bytes(costs, share)
+            for spectrum, costs in zip(self._spectra, self._costs, strict=True)
+        ]
+
+    def within(self, nbytes: Sequence[int]) -> list[Choice]:
+        return [self._within(one) for one in nbytes]
+
+    def _within(self, nbytes: int) -> Choice:
+        """Return the choice for a size; the index takes fewer bytes the less there is."""
+        budget = nbytes - self.fixed_bytes
+        best: Choice | None = None
+        for _ in range(_ROUNDS):
+            choice = self._choice(allocate_widths(self._costs, max(0, budget)))
+            if choice.nbytes <= nbytes and (best is None or choice.error_sq < best.error_sq):
+                best = choice
+            if best is not None and abs(nbytes - choice.nbytes) <= _CLOSE * nbytes:
+                break
+            budget += nbytes - choice.nbytes - round(_CLOSE / 4 * nbytes)
+        if best is None:
+            raise InputError(
+                Option("max_size"),
+                f" {megabytes(nbytes)}: the smallest file takes {megabytes(self.fixed_bytes)}. Allow more, or leave "
+                "tensors out: ",
+                Option("exclude"),
+                ".",
+            )
+        return best
+
+    def error(self, target_sq: float) -> Choice:
+        found = allocate_widths_for(self._costs, target_sq)
+        if found.error_sq > target_sq:
+            raise InputError(
+                f"no bits reach an error this small: the lowest squared error is {found.error_sq:.3g}, {target_sq:.3g} "
+                "was requested. Allow a larger error, or store fp32: ",
+                Option("save_precision", "float"),
+                ".",
+            )
+        budget = 32
+        most = sum(int(costs.nbytes.max()) * costs.errors.shape[1] for costs in self._costs)
+        while not _is_something(found) and budget < 2 * most:  # a file without any delta is none
+            found, budget = allocate_widths(self._costs, budget), 2 * budget
+        return self._choice(found)
+
+    def _choice(self, found: WidthAllocation) -> Choice:
+        """Return the choice of some widths, with its size and error."""
+        widths: dict[ParamName, tuple[int, ...]] = {}
+        ranks: dict[ParamName, int | None] = {}
+        modules: dict[ModuleName, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        vectors: dict[ParamName, tuple[tuple[int, ...], int]] = {}
+        for spectrum, chosen, dense in zip(self._spectra, found.widths, found.dense, strict=True):
+            name, shape = spectrum.name, spectrum.shape
+            widths[name] = (dense,) if chosen is None else chosen
+            bits = tuple(width for width in widths[name] if width)
+            if not spectrum.is_dense:
+                ranks[name] = None if chosen is None else len(bits)
+            if bits and ranks.get(name) is not None:
+                modules[module_of(name)] = shape, bits
+            elif bits:
+                vectors[name] = shape, bits[0]
+        index = Index(self._prefix, modules, vectors)
+        data_bytes = index.expected_bytes(self._more)
+        return Choice(
+            ranks=ranks,
+            nbytes=self._overhead + len(index.encoded()) + data_bytes,
+            error_sq=found.error_sq,
+            widths=widths,
+            data_bytes=data_bytes,
+        )
+
+
+def _with_bytes(costs: WidthCosts, share: float) -> WidthCosts:
+    dense = None if costs.dense_bytes is None else np.ceil(share * costs.dense_bytes).astype(np.int64)
+    return replace(costs, nbytes=np.ceil(share * costs.nbytes).astype(np.int64), dense_bytes=dense)
+
+
+def _is_something(found: WidthAllocation) -> bool:
+    return any(widths is None or any(widths) for widths in found.widths)
+
+
+def needs_limit() -> ConfigError:
+    """Return the error for bits without a limit that weighs all layers against each other."""
+    return ConfigError(
+        Option("save_precision", "auto"),
+        " chooses the ranks and their bits together. Give a size or an error: ",
+        Option("max_size"),
+        ", ",
+        Option("max_output_error"),
+        " or ",
+        Option("min_psnr"),
+        ".",
+    )
 
 
 def megabytes(nbytes: int) -> str:

@@ -59,26 +59,23 @@ def smallest(
         offset: first guess of the result minus the prediction.
     """
     runs: list[Run[Found]] = []
+
+    def try_out(proposal: Proposal[Found] | None) -> bool:
+        """Run a file, the best one without a proposal; return whether it is another one than before."""
+        proposal = proposal or propose(math.inf)
+        assert proposal is not None
+        is_new = proposal.nbytes not in {run.proposal.nbytes for run in runs}
+        if is_new:
+            runs.append(_run(proposal, measure, runs, offset))
+        return is_new
+
     aim = target + _ABOVE - offset
-    while len(runs) < _ROUNDS:
-        proposal = propose(aim) or _best(propose)
-        if proposal.nbytes in {run.proposal.nbytes for run in runs}:
-            break
-        runs.append(_run(proposal, measure, runs, offset))
-        if _is_near(runs, target):
-            break
+    while len(runs) < _ROUNDS and try_out(propose(aim)) and not _is_near(runs, target):
         aim = _next(runs, target)
-    if all(run.result < target for run in runs) and _best(propose).nbytes not in {r.proposal.nbytes for r in runs}:
-        runs.append(_run(_best(propose), measure, runs, offset))
+    if all(run.result < target for run in runs):
+        try_out(None)
     enough = [run for run in runs if run.result >= target]
     return min(enough, key=lambda run: run.proposal.nbytes) if enough else max(runs, key=lambda run: run.result)
-
-
-def _best(propose: Callable[[float], Proposal[Found] | None]) -> Proposal[Found]:
-    best = propose(math.inf)
-    if best is None:
-        raise AssertionError("there is a best file")
-    return best
 
 
 def _run(

@@ -30,7 +30,7 @@ WeightsOf = Callable[[ModuleName], Weights]
 
 
 def unweighted(_: ModuleName) -> Weights:
-    """Return weights with which all errors in a matrix cost the same."""
+    """All errors in a matrix cost the same."""
     return Weights()
 
 
@@ -77,13 +77,10 @@ class WidthSpectrum:
 def width_spectrum(
     name: ParamName, shape: tuple[int, ...], matrix: Tensor, svd: WeightedSVD, weights: Weights, whitening: Whitening
 ) -> WidthSpectrum:
-    """Return the spectrum of a matrix.
+    """Return the spectrum of a delta in the form of a matrix.
 
     Rounding one factor of a rank to a relative error e in its norm leaves e^2 / (1 + e^2) of the rank's energy, since
     the other factor is fitted to it.
-
-    Args:
-        matrix: the delta.
     """
     squares = np.maximum(svd.squares, 0)
     across = _noise(svd.left.mT.contiguous(), weights.outputs, whitening.outputs, weights.scale)
@@ -120,7 +117,7 @@ def vector_spectrum(name: ParamName, values: Tensor, moment: Moment | None, *, i
     errors = relative_noise(row, variances)[:, 0] * float(row[0].double().square() @ variances.double())
     nbytes = np.array([0, *(_ENTRY + dense_bytes(tuple(values.shape), width) for width in WIDTHS)])
     if is_needed:
-        errors, nbytes = np.where(np.array(WIDTHS) == max(WIDTHS), 0.0, np.inf), nbytes
+        errors = np.where(np.array(WIDTHS) == max(WIDTHS), 0.0, np.inf)
     return WidthSpectrum(
         name=name,
         shape=tuple(values.shape),
@@ -161,10 +158,8 @@ def rounding_error(svd: WeightedSVD, weights: Weights, dtype: torch.dtype) -> Te
     The rounding errors of a factor's elements are independent, so only the diagonals of the moments count. The part
     that refitting `up` recovers is ignored.
     """
-    outputs, inputs = (
-        _variances(weights.outputs, svd.left.shape[0]),
-        _variances(weights.inputs, svd.right.shape[1]),
-    )
+    outputs = _variances(weights.outputs, svd.left.shape[0])
+    inputs = _variances(weights.inputs, svd.right.shape[1])
     if dtype == torch.int8:
         across = outputs.sum() * grid_noise(svd.left, dim=0)
         along = inputs.sum() * grid_noise(svd.right, dim=1)

@@ -27,10 +27,11 @@ from lbm_lora.adapter import Adapter
 from lbm_lora.errors import ConfigError, Option, QualityError
 from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.output_errors import OutputErrors
-from lbm_lora.ownership import REFINEMENT_STATE
+from lbm_lora.files import MARK
 from lbm_lora.progress import SILENT, Progress, warn
+from lbm_lora.refinement.images import shape_of
 from lbm_lora.refinement.student import Student
-from lbm_lora.trainable.state import (
+from lbm_lora.training.checkpoint import (
     TrainState,
     Values,
     check_values,
@@ -40,6 +41,9 @@ from lbm_lora.trainable.state import (
     restore,
     save_state,
 )
+
+REFINEMENT_STATE = f"{MARK}: refinement"
+"""The mark of the state from which a run goes on."""
 
 _WARMUP = 10  # steps
 _PARTS = 8  # parts of a run, with a measurement at the end of each
@@ -98,8 +102,7 @@ def distill(
     Args:
         learnt: points to train on.
         held: points to measure on, from other images.
-        state: file to which the run is saved at every measurement; the caller removes it at the end. None: not
-            saved.
+        state: file to which the run is saved at every measurement; the caller removes it at the end. None: not saved.
         identity: values that must match for a saved run to be resumed.
 
     Returns:
@@ -110,7 +113,9 @@ def distill(
         ConfigError: `state` is damaged.
         InputError: a value leaves the range of the stored dtype.
     """
-    saved = None if state is None else _saved(state, identity)
+    saved = load_state(state) if state is not None and state.exists() else None
+    if saved is not None and saved.identity != identity:
+        saved = None
     progress.start(0, "measuring the LoRA")
     before = student.errors(held)
     best, done = _Best(after=before, step=0, values=copied(student.parameters)), 0
@@ -180,14 +185,14 @@ def _batches(learnt: Sequence[AnsweredPoint], settings: DistillSettings) -> Iter
     shares = torch.tensor([one.point.probability for one in learnt])
     drawn = torch.multinomial(shares, settings.steps * settings.batch_size, replacement=True, generator=draw)
     for indices in drawn.split(settings.batch_size):
-        yield sorted((learnt[index] for index in indices.tolist()), key=_shape)
+        yield sorted((learnt[index] for index in indices.tolist()), key=shape_of)
 
 
 def _take(
     student: Student, batch: Sequence[AnsweredPoint], optimizer: Optimizer, settings: DistillSettings, step: int
 ) -> None:
     """Take one optimizer step."""
-    for _, alike in groupby(batch, key=_shape):
+    for _, alike in groupby(batch, key=shape_of):
         loss = (student.losses(list(alike)) + _LEAST).log().sum() / len(batch)
         if not torch.isfinite(loss):
             raise QualityError(
@@ -202,22 +207,13 @@ def _take(
     optimizer.zero_grad()
 
 
-def _saved(path: Path, identity: Mapping[str, Any]) -> TrainState | None:
-    """Return the saved state of this run, if there is one."""
-    state = load_state(path) if path.exists() else None
-    return state if state is not None and state.identity == identity else None
-
-
 def _checked(saved: TrainState, student: Student, steps: int, path: Path) -> _Best:
-    """Return a saved run's best LoRA, once the state is known to be one that `_state` can make.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """Return a saved run's best LoRA, once the state is known to be one that `_state` can make."""
     places = saved.step == saved.batch == saved.validated and 0 < saved.step <= steps
     if not places or not 0 <= (saved.best_step or 0) <= saved.step:
         raise ConfigError(f"{path} is damaged: its step is {saved.step} of {steps}. {_INSTEAD}")
-    if saved.config.keys() != {"typical", "worst"} or not all(map(_is_error, saved.config.values())):
+    errors = saved.config
+    if errors.keys() != {"typical", "worst"} or not all(type(one) is float and one >= 0 for one in errors.values()):
         raise ConfigError(f"{path} is damaged: the errors of its LoRA are not two numbers. {_INSTEAD}")
     for name, parameter in student.parameters.items():
         kept = saved.optimizer.get(name)
@@ -225,25 +221,16 @@ def _checked(saved: TrainState, student: Student, steps: int, path: Path) -> _Be
             raise ConfigError(f"{path} is damaged: what Adam has kept for {name} does not fit it. {_INSTEAD}")
     if saved.average is None or saved.best_step is None:
         raise ConfigError(f"{path} is damaged: it holds no best LoRA. {_INSTEAD}")
-    return _Best(after=OutputErrors(**saved.config), step=saved.best_step, values=saved.average)
-
-
-def _is_error(value: object) -> bool:
-    return isinstance(value, float) and value >= 0
+    return _Best(after=OutputErrors(**errors), step=saved.best_step, values=saved.average)
 
 
 def _is_kept(kept: Mapping[str, Any], shape: torch.Size) -> bool:
     """Return whether values can be those that Adam keeps for a parameter; their numbers are finite."""
     sizes = {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
-    return (
-        kept.keys() == sizes.keys()
-        and all(
-            isinstance(kept[key], Tensor) and kept[key].is_floating_point() and kept[key].shape == size
-            for key, size in sizes.items()
-        )
-        and bool(kept["step"] >= 1)
-        and bool((kept["exp_avg_sq"] >= 0).all())
-    )
+    if kept.keys() != sizes.keys() or not all(isinstance(one, Tensor) for one in kept.values()):
+        return False
+    fits = all(kept[key].is_floating_point() and kept[key].shape == size for key, size in sizes.items())
+    return fits and bool(kept["step"] >= 1) and bool((kept["exp_avg_sq"] >= 0).all())
 
 
 def _state(student: Student, optimizer: Optimizer, best: _Best, step: int, identity: Mapping[str, Any]) -> TrainState:
@@ -261,7 +248,3 @@ def _state(student: Student, optimizer: Optimizer, best: _Best, step: int, ident
         identity=dict(identity),
         config=asdict(best.after),
     )
-
-
-def _shape(one: AnsweredPoint) -> tuple[int, ...]:
-    return tuple(one.point.state.shape)

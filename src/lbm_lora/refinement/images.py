@@ -116,3 +116,8 @@ def answered_images(
             found.append(answered(model, list(bridge_points(model, source, schedule, image_noise(seed, index)))))
         progress.advance()
     return [one for of in found[:first] for one in of], [one for of in found[first:] for one in of]
+
+
+def shape_of(one: AnsweredPoint) -> tuple[int, ...]:
+    """Return the shape of a point's state: points of one shape pass through a network together."""
+    return tuple(one.point.state.shape)

@@ -14,22 +14,30 @@ stops once two steps in sequence do not help; the given adapter is kept if none 
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
 from lbm_lora.adapter import Adapter, common_dtype
+from lbm_lora.adapter.packed import regridded
+from lbm_lora.factorize import PACKED
+from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.output_errors import FLOOR, OutputErrors, typical_error
+from lbm_lora.model.build import LBMModel
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.refinement.adjustable import Adjustable, Sample, Vector
-from lbm_lora.refinement.least_squares import solve
-from lbm_lora.refinement.linearized import Linearized
+from lbm_lora.refinement.adjustable import Adjustable, Linearized, Rows, Sample, Vector
+from lbm_lora.refinement.images import shape_of
+
+POINTS = 12
+"""Points of a step by default: more cost time and memory, fewer are overfitted sooner."""
 
 _GOOD, _BAD = 0.75, 0.25  # actual over predicted decrease above and below which the damping changes
 _LESS, _MORE = 1 / 3, 4.0
 _PATIENCE = 2  # steps in sequence that do not help before the end
+_DONE = 1e-14  # squared gradient, relative to the first, below which nothing is left to solve in fp32
 _SMOOTH = 0.5  # share of a tensor's mean in the estimated squared gradient of each of its values
 
 
@@ -113,11 +121,18 @@ def refit(
         weights = _balanced(_errors(adjustable, values, samples), samples)
         linearized = Linearized(adjustable, values, samples, weights)
         scales = _scales(adjustable, linearized.mean_squares(settings.probes, settings.seed + step))
-        solution = solve(linearized, linearized.residual, scales, damping=damping, iterations=settings.iterations)
+        change, left = solve(
+            linearized.times,
+            linearized.transposed,
+            linearized.residual,
+            scales,
+            damping=damping,
+            iterations=settings.iterations,
+        )
         del linearized  # its graphs take most of the memory
-        tried = values + solution.change
+        tried = values + change
         loss = _loss(_errors(adjustable, tried, samples), weights)
-        ratio = (1 - loss) / max(1 - solution.left, FLOOR)
+        ratio = (1 - loss) / max(1 - left, FLOOR)
         damping = max(settings.damping, damping * (_LESS if ratio > _GOOD else 1 if ratio > _BAD else _MORE))
         made = stored(adjustable.adapter(tried)) if loss < 1 else None  # not if it is not finite either
         found = after if made is None else _stored_errors(adjustable, made, held)
@@ -180,3 +195,110 @@ def _scales(adjustable: Adjustable, squares: Vector) -> Vector:
     smooth = [torch.lerp(part, part.mean().expand_as(part), _SMOOTH) for part in parts if part.numel()]
     found = torch.cat(smooth)
     return torch.where(found > 0, found.clamp_min(torch.finfo(torch.float32).tiny).rsqrt(), torch.zeros_like(found))
+
+
+def solve(
+    times: Callable[[Vector], Rows],
+    transposed: Callable[[Rows], Vector],
+    residual: Rows,
+    scales: Vector,
+    *,
+    damping: float,
+    iterations: int,
+) -> tuple[Vector, float]:
+    """Minimise ||residual - J change||^2 + damping * ||change / scales||^2 in a few iterations of conjugate gradients.
+
+    CGLS (Hestenes and Stiefel, 1952; Björck, "Numerical Methods for Least Squares Problems", 1996, section 7.4) needs
+    only products with J. Few iterations damp too: directions in which J is small come last.
+
+    Args:
+        times, transposed: return J v and J^T u.
+        scales: positive; size of a typical change of each value, which preconditions the problem.
+        damping: 0 or more.
+
+    Returns:
+        The change, and the squared residual that is left after it if J is exact.
+    """
+    moved = torch.zeros_like(scales)
+    gradient = scales * transposed(residual)
+    direction, squared = gradient, _squared(gradient)
+    first = squared
+    for _ in range(iterations):
+        if squared <= _DONE * first:
+            break
+        product = times(scales * direction)
+        length = squared / (_squared(product) + damping * _squared(direction))
+        moved = moved + length * direction
+        residual = residual - length * product
+        gradient = scales * transposed(residual) - damping * moved
+        before, squared = squared, _squared(gradient)
+        direction = gradient + (squared / before) * direction
+    return scales * moved, _squared(residual)
+
+
+def _squared(vector: Tensor) -> float:
+    return float(vector.double().square().sum())
+
+
+def refit_points(
+    model: LBMModel,
+    adapter: Adapter,
+    learnt: Sequence[AnsweredPoint],
+    held: Sequence[AnsweredPoint],
+    settings: JointSettings,
+    *,
+    dtype: torch.dtype,
+    points: int = POINTS,
+    progress: Progress,
+) -> JointResult:
+    """Refit an adapter of an LBM at answered points; see `refit`.
+
+    Args:
+        model: the base.
+        dtype: dtype of the adapter's file.
+        points: points of a step, which pass through the network together.
+    """
+    chosen = spread_points(learnt, points * settings.steps)
+    return refit(
+        model.denoiser,
+        adapter,
+        list(_samples(model, chosen, points)),
+        list(_samples(model, held, points)),
+        replace(settings, samples=1),
+        stored=lambda made: regridded(made, adapter) if dtype == PACKED else made.cast(dtype),
+        progress=progress,
+    )
+
+
+def spread_points(points: Sequence[AnsweredPoint], most: int) -> list[AnsweredPoint]:
+    """Return some of the points of many images: as many images as possible, and all timesteps in turn.
+
+    Args:
+        points: those of one image after the other, each with the same timesteps.
+    """
+    timesteps = len({one.point.timestep for one in points})
+    images = [points[first : first + timesteps] for first in range(0, len(points), timesteps)]
+    found: list[AnsweredPoint] = []
+    for shift in range(timesteps):
+        wanted = min(most - len(found), len(images))
+        even = [index * len(images) // wanted for index in range(wanted)]
+        found += [images[index][(place + shift) % timesteps] for place, index in enumerate(even)]
+    return found
+
+
+def _samples(model: LBMModel, points: Sequence[AnsweredPoint], batch_size: int) -> Iterator[Sample]:
+    """Yield the points in batches of one shape."""
+    for _, alike in groupby(sorted(points, key=shape_of), key=shape_of):
+        group = list(alike)
+        for first in range(0, len(group), batch_size):
+            yield _sample(model, group[first : first + batch_size])
+
+
+def _sample(model: LBMModel, points: Sequence[AnsweredPoint]) -> Sample:
+    states = torch.cat([one.point.state for one in points]).to(model.device)
+    timesteps = torch.tensor([one.point.timestep for one in points], dtype=torch.float32)
+    return Sample(
+        run=lambda: model.denoise(states, timesteps),
+        wanted=torch.cat([one.wanted for one in points]).to(model.device),
+        weights=torch.tensor([one.point.probability for one in points]),
+    )

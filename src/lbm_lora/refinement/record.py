@@ -12,8 +12,7 @@ import xxhash
 from lbm_lora.adapter import Adapter, AdapterMetadata, precision_name
 from lbm_lora.adapter.metadata import ERRORS_KEY, REFINEMENT_KEY, rounded
 from lbm_lora.apply import check_base, check_fit
-from lbm_lora.checkpoint import Checkpoint, TensorSpec, fingerprint
-from lbm_lora.checkpoint.safetensors_writer import bytes_of
+from lbm_lora.checkpoint import Checkpoint, TensorSpec, bytes_of, fingerprint
 from lbm_lora.errors import WrongBaseError
 from lbm_lora.model.device import resolve_device
 

@@ -11,15 +11,14 @@ from lbm_lora.adapter.metadata import ERRORS_KEY, compact, parsed, rounded
 from lbm_lora.checkpoint import Component, Pairing
 from lbm_lora.extraction import DeltaSettings, ExtractedAdapter
 from lbm_lora.fidelity.answers import AnsweredPoint
+from lbm_lora.fidelity.weights import compare_weights
 from lbm_lora.files import current
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import Progress
 from lbm_lora.ranks import Prediction, Trial
 from lbm_lora.refinement.images import answered_images, calibration_split
-from lbm_lora.refinement.joint import JointResult, JointSettings
-from lbm_lora.refinement.joint_points import refit_points
-from lbm_lora.report.compare import compare_weights
+from lbm_lora.refinement.joint import JointResult, JointSettings, refit_points
 
 _LARGE = 200_000_000  # values of a denoiser above which a refit on the CPU takes hours, and tens of gigabytes
 

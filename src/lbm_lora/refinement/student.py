@@ -14,9 +14,8 @@ from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.output_errors import OutputErrors, squared_errors, typical_error
 from lbm_lora.model.build import LBMModel
 from lbm_lora.naming import ParamName
-from lbm_lora.trainable.export import export_adapter
-from lbm_lora.trainable.inject import DOWN, UP, inject_plan
-from lbm_lora.trainable.layout import PlannedLora, TrainPlan, layout_of, modules_in
+from lbm_lora.training.lora import DOWN, UP, export_adapter, inject_plan
+from lbm_lora.training.plan import PlannedLora, TrainPlan, layout_of, modules_in
 
 _LARGE = 200_000_000  # parameters above which the activations of a full backward pass take too much memory
 
@@ -35,7 +34,12 @@ class Student:
 
     def __init__(self, model: LBMModel, given: Adapter, dtype: torch.dtype) -> None:
         self._model, self._given, self._dtype = model, given, dtype
-        plan = TrainPlan(loras=_all_learn(model.denoiser, given), dense=tuple(given.dense))
+        modules_in(layout_of(model.denoiser), given)  # refuses modules that cannot take a LoRA
+        loras = (
+            PlannedLora(name=name, rank=one.rank, alpha=one.alpha, is_conv=len(one.shape) > 2, learns=True)
+            for name, one in given.modules.items()
+        )
+        plan = TrainPlan(loras=tuple(loras), dense=tuple(given.dense))
         self._live = inject_plan(model.denoiser, plan, given=given)
         model.denoiser.train()  # gradient checkpointing needs it; the network has no dropout
         if sum(parameter.numel() for parameter in model.denoiser.parameters()) > _LARGE:
@@ -48,8 +52,12 @@ class Student:
 
     def scales(self) -> dict[str, float]:
         """Return the root mean square of each parameter as stored in the file."""
-        stored = {name: self._stored(name, parameter.detach()) for name, parameter in self.parameters.items()}
-        return {name: float(value.square().mean().sqrt()) for name, value in stored.items()}
+        found: dict[str, float] = {}
+        for name, parameter in self.parameters.items():
+            base = self._live.base.get(ParamName(name))  # of one that trains as a dense delta
+            stored = parameter.detach() if base is None else parameter.detach() - base.float()
+            found[name] = float(stored.square().mean().sqrt())
+        return found
 
     def losses(self, answered: Sequence[AnsweredPoint]) -> Float[Tensor, " batch"]:
         """Return the squared relative error at each point, with gradients. All states must have one shape."""
@@ -70,11 +78,7 @@ class Student:
         return OutputErrors(typical=typical, worst=max(errors))
 
     def adapter(self, values: Mapping[str, Tensor] | None = None) -> Adapter:
-        """Return the LoRA of the given parameters, rounded to the stored dtype. None: of the current ones.
-
-        Raises:
-            InputError: a value leaves the range of the dtype.
-        """
+        """Return the LoRA of the given parameters, rounded to the stored dtype. None: of the current ones."""
         made = export_adapter(self._live, values or self.parameters, self._given.metadata)
         return replace(made.cast(self._dtype), prefix=self._given.prefix)
 
@@ -95,21 +99,3 @@ class Student:
         finally:
             for name, parameter in learning.items():
                 parameter.data = exact[name]
-
-    def _stored(self, name: str, value: Tensor) -> Tensor:
-        """Return a parameter as stored in a file: a factor, or the change from the base."""
-        base = self._base(name)
-        return value if base is None else value - base
-
-    def _base(self, name: str) -> Tensor | None:
-        """Return the base's values of a parameter that trains as a dense delta, fp32."""
-        base = self._live.base.get(ParamName(name))
-        return None if base is None else base.float()
-
-
-def _all_learn(denoiser: nn.Module, given: Adapter) -> tuple[PlannedLora, ...]:
-    modules_in(layout_of(denoiser), given)  # refuses modules that cannot take a LoRA
-    return tuple(
-        PlannedLora(name=name, rank=module.rank, alpha=module.alpha, is_conv=len(module.shape) > 2, learns=True)
-        for name, module in given.modules.items()
-    )

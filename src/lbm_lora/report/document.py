@@ -15,9 +15,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from lbm_lora.errors import InputError, plural
-from lbm_lora.report.outputs import OutputComparison
-from lbm_lora.report.values import STRICT, Band, Float
-from lbm_lora.report.weights import WeightReport
+from lbm_lora.fidelity.outputs import OutputComparison
+from lbm_lora.fidelity.weights import STRICT, Band, Float, WeightReport
 from lbm_lora.report.wording import printable
 
 SCHEMA = "lbm-lora/report/2"

@@ -3,7 +3,7 @@
 import math
 
 from lbm_lora.errors import plural as plural  # messages of all layers count things, and so do reports
-from lbm_lora.report.values import BANDS, band_of
+from lbm_lora.fidelity.weights import BANDS, band_of
 
 NOTHING = "-"
 """Placeholder for a missing value."""
@@ -73,12 +73,6 @@ def shortened(text: str, width: int) -> str:
     return f"{text[:head]}...{text[len(text) - (width - 3 - head) :]}"
 
 
-def verdict(relative_error: float) -> str:
-    """`GOOD (5 to 50 %, minor artifacts)`: the documented band of an error, and what it means."""
-    band = band_of(relative_error)
-    return f"{band.upper()} ({next(meaning for name, _, meaning in BANDS if name == band)})"
-
-
 OF_WEIGHTS_ALONE = (
     "This LoRA was made for the denoiser's output: it spends its bytes where the output depends on them, so the error "
     "of the weights says little about it."
@@ -87,8 +81,11 @@ OF_ALL_WEIGHTS_ALIKE = "The error of the weights counts every change alike, whet
 
 
 def weights_verdict(relative_error: float, *, made_for_output: bool) -> str:
-    """Return the documented band of an error, or that it does not apply to a LoRA made for the output."""
-    return "not the measure of this LoRA" if made_for_output else verdict(relative_error)
+    """`GOOD (5 to 50 %, minor artifacts)`: the documented band of an error, unless a LoRA was made for the output."""
+    if made_for_output:
+        return "not the measure of this LoRA"
+    band = band_of(relative_error)
+    return f"{band.upper()} ({next(meaning for name, _, meaning in BANDS if name == band)})"
 
 
 def levels(psnr: float) -> str:

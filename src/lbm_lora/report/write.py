@@ -4,24 +4,18 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from lbm_lora.atomic import atomic_path, write_text
-from lbm_lora.ownership import COMPARISON, REPORT_LINE, REPORT_PAGE, is_ours
+from lbm_lora.fidelity.outputs import ImageSet
+from lbm_lora.files import MARK, atomic_path, is_ours, write_text
 from lbm_lora.progress import warn
-from lbm_lora.report.document import SCHEMA, Provenance, Report, report_json
-from lbm_lora.report.html import render_html
-from lbm_lora.report.images import ImageSet
+from lbm_lora.report.document import Provenance, Report, report_json
+from lbm_lora.report.page import render_html
 from lbm_lora.report.text import full_text
 
-_IMAGE = "comparison.png"
-_MARKS = {
-    ".txt": REPORT_LINE,
-    ".json": f'\n{{\n "schema": "{SCHEMA.rpartition("/")[0]}/',
-    ".html": REPORT_PAGE,
-    ".png": COMPARISON,
-}
+REPORT_LINE = f"# {MARK}: report\n"
+"""The mark of report.txt: its last line."""
 
-LIBRARIES = ("lbm-lora", "torch", "safetensors", "diffusers", "numpy")
-"""Libraries that results depend on."""
+_IMAGE = "comparison.png"
+_LIBRARIES = ("lbm-lora", "torch", "safetensors", "diffusers", "numpy")  # what results depend on
 
 
 def write_report(
@@ -32,14 +26,11 @@ def write_report(
     shown: Sequence[ImageSet] = (),
     provenance: Provenance | None = None,
 ) -> tuple[Path, ...]:
-    """Write report.txt, report.json and report.html, and comparison.png if an image is given.
+    """Write report.txt, report.json and report.html, and comparison.png if an image is given; return their paths.
 
     Args:
         image: bytes of a PNG file that shows images side by side.
         shown: images for the page, one by one; those that matter most first.
-
-    Returns:
-        The paths, in this order.
 
     Raises:
         ImageError: the bytes of a shown image are not a PNG, JPEG or WebP file.
@@ -51,10 +42,10 @@ def write_report(
     for path, text in zip(paths, texts, strict=False):
         write_text(path, text)
     old = Path(folder) / _IMAGE
-    if image is None and is_report(old):
+    if image is None and is_ours(old):
         warn(f"{old} is of an earlier report: this one has no images.")
     if image is not None:
-        with atomic_path(paths[-1]) as temporary:
+        with atomic_path(old) as temporary:
             temporary.write_bytes(image)
     return paths
 
@@ -65,15 +56,10 @@ def report_paths(folder: Path, *, has_image: bool) -> tuple[Path, ...]:
     return tuple(folder / name for name in names)
 
 
-def is_report(path: Path) -> bool:
-    """Return whether lbm-lora wrote a file of a report, and not one of another kind."""
-    return is_ours(path, _MARKS[path.suffix])
-
-
-def installed_versions(libraries: Sequence[str] = LIBRARIES) -> dict[str, str]:
-    """Return the installed versions of those libraries, read without importing any."""
+def installed_versions() -> dict[str, str]:
+    """Return the installed versions of the libraries that results depend on, read without importing any."""
     found: dict[str, str] = {}
-    for library in libraries:
+    for library in _LIBRARIES:
         try:
             found[library] = version(library)
         except PackageNotFoundError:

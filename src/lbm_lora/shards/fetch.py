@@ -1,7 +1,6 @@
 """Provide shards as local, uncompressed files, since indexed reading needs to seek.
 
-Shards that are remote or compressed are copied into the cache folder once, where later runs find them. A file there is
-complete or absent; processes that need the same file wait for the first of them.
+Shards that are remote or compressed are copied into the cache folder once, where later runs find them.
 """
 
 import bz2
@@ -10,11 +9,12 @@ import lzma
 import os
 import re
 import shutil
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from threading import Event, Timer
+from signal import SIGKILL
+from threading import Timer
 from typing import BinaryIO, cast
 from urllib.parse import urlparse
 from urllib.request import url2pathname
@@ -23,18 +23,17 @@ import xxhash
 from filelock import FileLock
 from webdataset.gopen import Pipe, gopen
 
-from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ConfigError, DataError, Option, OutputError, listing, plural
+from lbm_lora.files import atomic_path, identity_of
 from lbm_lora.missing_path import home_path, not_there
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.regular_file import ends_digest
+from lbm_lora.shards.samples import ends_digest
 
 _COMPRESSED = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}
 """Map from the first bytes of a file to its decompressor."""
 PATIENCE = 60.0
 """Seconds without a byte after which a URL counts as dead. The commands of `pipe:` may take longer."""
-MOST_UNPACKED = 100
-"""Largest allowed ratio of unpacked to compressed bytes: images hardly compress."""
+MOST_UNPACKED = 100  # largest ratio of unpacked to compressed bytes: images hardly compress
 _LONG = 200  # bytes: what is added must fit in too
 _SCHEMES = ("http", "https", "ftps", "sftp", "hf", "gs", "ais")
 """What WebDataset fetches without being told a command. `pipe` is one, and needs permission."""
@@ -49,43 +48,30 @@ def local_shards(
         shards: paths and URLs (http, https, ftps, sftp, hf, gs, ais, and `pipe:` commands), without patterns.
         cache_dir: folder for copies.
         allow_pipe: run the shell commands of `pipe:` shards.
-
-    Raises:
-        ConfigError: a copy is needed but there is no `cache_dir`, or a `pipe:` is not allowed.
-        DataError: shards do not exist, or cannot be fetched or unpacked.
-        OutputError: `cache_dir` cannot hold copies.
     """
     paths = list(map(path_of, shards))
-    _check(shards, paths, cache_dir, allow_pipe)
-    missing = [path for path in paths if path is not None and not path.is_file()]
+    for shard, path in zip(shards, paths, strict=True):
+        if path is None:
+            _check_url(shard, cache_dir, allow_pipe)
+    there = [path for path in paths if path is not None]
+    missing = [path for path in there if not path.is_file()]
     if missing and missing[0].exists():
         raise DataError(f"{missing[0]} is not a regular file. A shard is a .tar file.")
     if missing:
         first = not_there(missing[0], (missing[0].suffix,))
         more = f" Nor do {listing(map(str, missing[1:]))}." if len(missing) > 1 else ""
         raise DataError(f"{len(missing):,} of {plural(len(shards), 'shard')} not found: {first}{more}")
+    first_of = {identity_of(path): path for path in reversed(there)}
+    twice = [str(path) for path in there if first_of[identity_of(path)] is not path]
+    if twice:
+        raise DataError(f"shards are named twice: {listing(twice)}. Their samples would count double.")
     if None in paths:
         progress.start(len(shards), "fetching shards")
     local: list[Path] = []
-    twice = _same_files(path for path in paths if path is not None)
-    if twice:
-        raise DataError(f"shards are named twice: {listing(map(str, twice))}. Their samples would count double.")
     for shard, path in zip(shards, paths, strict=True):
-        local.append(_unpacked(path or _fetched(shard, cache_dir), cache_dir))
+        local.append(_unpacked(path or _fetched(shard, cache_dir or Path()), cache_dir))
         progress.advance()
     return local
-
-
-def _same_files(paths: Iterable[Path]) -> list[Path]:
-    """Return files that an earlier path names too, by link or in another spelling."""
-    seen: set[tuple[int, int]] = set()
-    twice: list[Path] = []
-    for path in paths:
-        found = path.stat()
-        if (found.st_dev, found.st_ino) in seen:
-            twice.append(path)
-        seen.add((found.st_dev, found.st_ino))
-    return twice
 
 
 def path_of(shard: str) -> Path | None:
@@ -97,25 +83,23 @@ def path_of(shard: str) -> Path | None:
     return home_path(shard) if len(parsed.scheme) <= 1 else None
 
 
-def _check(shards: Sequence[str], paths: Sequence[Path | None], cache_dir: Path | None, allow_pipe: bool) -> None:
-    for shard, path in zip(shards, paths, strict=True):
-        scheme = urlparse(shard).scheme  # in lower case: PIPE: is pipe: too
-        if path is None and scheme == "pipe" and not allow_pipe:
-            raise ConfigError(f"the shard '{shard}' runs a shell command. Allow it with allow_pipe: true.")
-        if path is None and scheme not in (*_SCHEMES, "pipe"):
-            raise ConfigError(
-                f"the shard '{shard}' has a URL of the scheme {scheme}. Use a path, or one of {', '.join(_SCHEMES)}."
-            )
-        if path is None and cache_dir is None:
-            raise ConfigError(f"the shard {shard} is not a local file. Set cache_dir, the folder to copy it into.")
+def _check_url(shard: str, cache_dir: Path | None, allow_pipe: bool) -> None:
+    scheme = urlparse(shard).scheme  # in lower case: PIPE: is pipe: too
+    if scheme == "pipe" and not allow_pipe:
+        raise ConfigError(f"the shard '{shard}' runs a shell command. Allow it with allow_pipe: true.")
+    if scheme not in (*_SCHEMES, "pipe"):
+        raise ConfigError(
+            f"the shard '{shard}' has a URL of the scheme {scheme}. Use a path, or one of {', '.join(_SCHEMES)}."
+        )
+    if cache_dir is None:
+        raise ConfigError(f"the shard {shard} is not a local file. Set cache_dir, the folder to copy it into.")
 
 
-def _fetched(url: str, cache_dir: Path | None) -> Path:
-    assert cache_dir is not None, "`_check` ran before"
+def _fetched(url: str, cache_dir: Path) -> Path:
     scheme = urlparse(url).scheme
     copy = _place(cache_dir, url, "pipe.tar" if scheme == "pipe" else Path(urlparse(url).path).name)
     url = f"{scheme}{url[len(scheme) :]}"  # WebDataset knows schemes in lower case alone
-    with _to_make(copy) as temporary:
+    with _missing(copy) as temporary:
         if temporary is not None:
             try:
                 with gopen(url, "rb") as stream, temporary.open("wb") as file:
@@ -131,42 +115,27 @@ def _fetched(url: str, cache_dir: Path | None) -> Path:
 
 
 def _copy(stream: Pipe, file: BinaryIO) -> None:
-    """Copy what a command fetches.
-
-    Raises:
-        TimeoutError: it sent nothing for `PATIENCE` seconds, and was ended.
-        OSError: it failed.
-    """
-    is_late = Event()
-
-    def end() -> None:
-        is_late.set()
-        stream.proc.kill()
-
+    """Copy what a command fetches. One that sends nothing for `PATIENCE` seconds is ended."""
     chunk = b"..."
     while chunk:
-        timer = Timer(PATIENCE, end)
+        timer = Timer(PATIENCE, stream.proc.kill)
         timer.start()
-        try:
-            chunk: bytes = cast(BufferedReader, stream.stream).read1(1 << 20)
-        finally:
-            timer.cancel()
+        chunk = cast(BufferedReader, stream.stream).read1(1 << 20)
+        timer.cancel()
         file.write(chunk)
-    if is_late.is_set():
-        stream.ignore_errors = True
-        raise TimeoutError(f"nothing came for {PATIENCE:g} s")
 
 
 def _reason(error: Exception) -> str:
     """Return the cause without the command line that WebDataset shows, which may contain an access token."""
-    ended = re.search(r": exit (\d+) \(read\)", str(error))
+    ended = re.search(r": exit (-?\d+) \(read\)", str(error))
+    if ended and int(ended[1]) == -SIGKILL:
+        return f"nothing came for {PATIENCE:g} s"
     if ended:
         return f"its command (curl, gsutil, or a pipe) ended with exit code {ended[1]}"
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _unpacked(path: Path, cache_dir: Path | None) -> Path:
-    """Return an unpacked copy, or the file itself if it is not compressed."""
     with path.open("rb") as file:
         head = file.read(6)
     opener = next((opener for magic, opener in _COMPRESSED.items() if head.startswith(magic)), None)
@@ -175,12 +144,9 @@ def _unpacked(path: Path, cache_dir: Path | None) -> Path:
     if cache_dir is None:
         raise ConfigError(f"the shard {path} is compressed. Set cache_dir, the folder to unpack it into.")
     stat = path.stat()
-    copy = _place(
-        cache_dir,
-        " ".join(map(str, (path.resolve(), stat.st_size, stat.st_mtime_ns, ends_digest(path)))),
-        f"{path.stem}.unpacked.tar",
-    )
-    with _to_make(copy) as temporary:
+    origin = " ".join(map(str, (path.resolve(), stat.st_size, stat.st_mtime_ns, ends_digest(path))))
+    copy = _place(cache_dir, origin, f"{path.stem}.unpacked.tar")
+    with _missing(copy) as temporary:
         if temporary is not None:
             try:
                 with opener(path) as stream, temporary.open("wb") as file:
@@ -200,44 +166,23 @@ def _place(cache_dir: Path, origin: str, name: str) -> Path:
 
 
 @contextmanager
-def _to_make(copy: Path) -> Generator[Path | None]:
-    """Yield the temporary path of a copy to create; None if it exists, or another process has just created it.
-
-    Raises:
-        OutputError: the cache folder cannot be made or written to, or holds something else in the place of the copy.
-    """
-    with ExitStack() as lock:
-        try:
-            if not copy.exists():
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                lock.enter_context(FileLock(f"{copy}.lock"))
-            is_there = copy.exists()
-        except (OSError, ValueError) as error:
-            raise _unusable(copy.parent, error) from None
-        if is_there and not copy.is_file():
-            raise OutputError(
-                f"{copy} is in the place of a shard's copy, and is not a regular file. Remove it, or choose another ",
-                Option("cache_dir"),
-                ".",
-            )
-        if is_there:
+def _missing(copy: Path) -> Generator[Path | None]:
+    """Yield the temporary path of a copy to make; None if it exists, or another process has just made it."""
+    lock = FileLock(f"{copy}.lock")
+    try:
+        if not copy.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+    except (OSError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise OutputError(
+            f"{copy.parent} cannot be used for copies of shards: {reason}. Choose another ", Option("cache_dir"), "."
+        ) from None
+    try:
+        if copy.exists():
             yield None
-            return
-        with suppress(_CameFirst), atomic_path(copy) as temporary:
-            yield temporary
-            if os.path.lexists(copy):
-                raise _CameFirst
-
-
-class _CameFirst(Exception):
-    """Somebody else has put a file in the place of a copy meanwhile, and it stays."""
-
-
-def _unusable(folder: Path, error: OSError | ValueError) -> OutputError:
-    where, reason = folder, str(error)
-    if isinstance(error, OSError):
-        where = error.filename or folder
-        reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror
-    return OutputError(
-        f"{where} cannot be used for copies of shards: {reason}. Choose another ", Option("cache_dir"), "."
-    )
+        else:
+            with atomic_path(copy) as temporary:
+                yield temporary
+    finally:
+        lock.release()

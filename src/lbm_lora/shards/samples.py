@@ -5,10 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
-from lbm_lora.errors import ImageError, listing
-from lbm_lora.imaging.image_file import readable_extensions
-from lbm_lora.regular_file import check_regular
+import xxhash
 
+from lbm_lora.errors import ImageError, listing
+from lbm_lora.files import check_regular
+from lbm_lora.imaging.image_file import readable_extensions
+
+ENDS = 2**16
+"""Bytes at either end of a file that `ends_digest` reads."""
 _END = 4096
 _UNSEEN = ("Cc", "Cs", "Zl", "Zp")
 """Unicode's categories of control characters, surrogates, and separators of lines and paragraphs."""
@@ -27,12 +31,7 @@ class Part:
     nbytes: int
 
     def read(self, limit: int | None = None) -> bytes:
-        """Read the bytes, or the first `limit` of them.
-
-        Raises:
-            UnreadableError: the file no longer exists, or its disk fails.
-            ImageError: it is shorter than before.
-        """
+        """Read the bytes, or the first `limit` of them."""
         wanted = self.nbytes if limit is None else min(limit, self.nbytes)
         try:
             check_regular(self.path)
@@ -61,11 +60,7 @@ class Found:
     """Why it cannot be used, whatever its parts."""
 
     def pick(self, wanted: str) -> Part:
-        """Return the part of a key, or else the one part that differs from it only in the extension.
-
-        Raises:
-            ImageError: there is none, or more than one.
-        """
+        """Return the part of a key, or else the one part that differs from it only in the extension."""
         wanted = wanted.lower()
         if wanted in self.parts:
             return self.parts[wanted]
@@ -88,6 +83,17 @@ class Skipped:
     reason: str
 
 
+def ends_digest(path: Path) -> str:
+    """Return the XXH3 128-bit digest of a file's first and last 64 KiB, in hexadecimal."""
+    nbytes = check_regular(path)
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        digest.update(file.read(ENDS))
+        file.seek(max(0, nbytes - ENDS))
+        digest.update(file.read(ENDS))
+    return digest.hexdigest()
+
+
 def problem_of_name(name: str) -> str:
     """Return why a sample may not have a name, by which it may be unpacked into a folder; empty if it may."""
     if any(unicodedata.category(sign) in _UNSEEN for sign in name):
@@ -97,13 +103,7 @@ def problem_of_name(name: str) -> str:
 
 
 def complaint(where: str, skipped: Sequence[Skipped], total: int, max_corrupt: float) -> str:
-    """Return the message for a data set with too many unusable samples, or only such; empty if it is good enough.
-
-    Args:
-        where: the data set.
-        total: number of samples found, usable or not.
-        max_corrupt: largest share of them that may be corrupt.
-    """
+    """Return the message for a data set with too many unusable samples, or only such; empty if it is good enough."""
     if not skipped or (len(skipped) <= max_corrupt * total and len(skipped) < total):
         return ""
     return f"{where}: {said_of(skipped, total)}, but max_corrupt is {100 * max_corrupt:g} %."

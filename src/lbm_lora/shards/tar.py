@@ -42,11 +42,7 @@ class _Member(NamedTuple):
 
 
 def expand_shards(patterns: Sequence[str]) -> list[str]:
-    """Expand patterns such as `{000..009}` and `{a,b}` to shards, in order.
-
-    Raises:
-        DataError: a pattern is malformed or names more than `MOST_SHARDS`, or one shard is named twice.
-    """
+    """Expand patterns such as `{000..009}` and `{a,b}` to shards, in order."""
     shards: list[str] = []
     for pattern in patterns:
         if len(pattern) > MOST_CHARACTERS or _expansions(pattern) > MOST_SHARDS:
@@ -87,14 +83,7 @@ def _expansions(pattern: str) -> int:
 
 
 def read_shard(path: Path, name: str) -> Iterator[Found]:
-    """Yield the samples of a local, uncompressed shard, in its order.
-
-    Args:
-        name: name of the shard, prepended to its samples' keys.
-
-    Raises:
-        DataError: it is not a tar file.
-    """
+    """Yield the samples of a local, uncompressed shard, in its order."""
     members, end = _members(path)
     with path.open("rb") as file:
         size = file.seek(0, 2)
@@ -120,7 +109,6 @@ def shard_writer(file: BinaryIO) -> TarWriter:
 
 
 def _members(path: Path) -> tuple[list[_Member], int]:
-    """Return the files of a shard as far as it can be read, and where they end."""
     members: list[_Member] = []
     end = 0
     try:

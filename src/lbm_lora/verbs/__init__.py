@@ -5,6 +5,8 @@ from importlib import import_module
 from lbm_lora.verbs.verb import Verb
 
 VERBS = {
+    "resize": "resize:resize_several",
+    "merge": "merge:merge",
     "calibrate": "calibrate:calibrate",
     "extract": "extract:extract_several",
     "base": "base:make_base",

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from lbm_lora.adapter import Adapter
 from lbm_lora.extraction import Shrinkage
+from lbm_lora.fidelity.weights import WeightReport
 from lbm_lora.ranks import Prediction, TrialImages
-from lbm_lora.report import WeightReport
 
 if TYPE_CHECKING:
     from lbm_lora.refinement.distill import DistillResult

@@ -35,7 +35,7 @@ def _text(result: "BaseResult", verbose: bool) -> str:
 
 
 def _ledger(ledger: "Sequence[BaseItem]") -> list[str]:
-    from lbm_lora.report.text.tables import numbers, table, words
+    from lbm_lora.report.table import numbers, table, words
 
     rows = [(action, [item for item in ledger if item.action == action]) for action in _ACTIONS]
     kept = [item for item in ledger if item.action != "dropped"]
@@ -60,7 +60,7 @@ def _reasons(items: "Sequence[BaseItem]") -> str:
 
 
 def _baseline(baseline: "BaselineReport") -> list[str]:
-    from lbm_lora.report.text.tables import facts, paragraph
+    from lbm_lora.report.table import facts, paragraph
     from lbm_lora.report.wording import percent, plural, share
 
     same = f"{share(baseline.unchanged)} of the elements; {plural(baseline.unchanged_tensors, 'entire tensor')}"

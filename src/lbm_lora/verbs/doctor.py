@@ -32,7 +32,7 @@ class Diagnosis:
 
 def _text(result: Diagnosis, _: bool) -> str:
     """Return a line for each check, and what to do below it."""
-    from lbm_lora.report.text.tables import table, words
+    from lbm_lora.report.table import table, words
     from lbm_lora.verbs.lines import paragraphs
 
     rows: list[tuple[str, str, str]] = []

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from lbm_lora.files import Outputs
     from lbm_lora.model.make_base import BaseRecipe
     from lbm_lora.ranks import Prediction, RankRule, TrialImages
-    from lbm_lora.report import WeightReport
+    from lbm_lora.fidelity.weights import WeightReport
     from lbm_lora.verbs.adapters import MeasuredAdapter
     from lbm_lora.verbs.values import NetworkLike
 
@@ -111,7 +111,7 @@ def _text(result: ExtractResult, verbose: bool) -> str:
 
 def _comparison(results: Sequence[ExtractResult]) -> str:
     """LoRAs of several ranks or sizes side by side."""
-    from lbm_lora.report.text.tables import numbers, table, words
+    from lbm_lora.report.table import numbers, table, words
     from lbm_lora.report.wording import megabytes, percent, plural
 
     first = results[0]
@@ -256,12 +256,11 @@ def extract_several(
         InputError: invalid input of any kind (see `lbm_lora.errors`); nothing is written then.
     """
     from lbm_lora.adapter import precision_name
-    from lbm_lora.configs.rank_options import RankOptions
     from lbm_lora.extraction import COVERAGES, DeltaSettings, extract_adapters, plan_extraction
     from lbm_lora.files import Outputs, together
     from lbm_lora.model.baseline import check_pair
     from lbm_lora.model.device import resolve_device
-    from lbm_lora.ranks import rank_rule
+    from lbm_lora.ranks import RankOptions, rank_rule
     from lbm_lora.verbs.values import (
         checked_image_paths,
         image_files,
@@ -510,7 +509,7 @@ def _result(
     from lbm_lora.adapter.twins import write_twins
     from lbm_lora.extraction import write_sidecar
     from lbm_lora.files import written_bytes
-    from lbm_lora.report import file_labels, weight_report
+    from lbm_lora.fidelity.weights import file_labels, weight_report
 
     base, tuned = pair
     output, ledger, path = extracted.output, extracted.ledger, extracted.output.path

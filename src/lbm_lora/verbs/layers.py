@@ -49,7 +49,7 @@ class LayersResult:
 
 def _text(result: LayersResult, _: bool) -> str:
     """Return each layer, and the size of a LoRA of all of them."""
-    from lbm_lora.report.text.tables import numbers, table, words
+    from lbm_lora.report.table import numbers, table, words
     from lbm_lora.report.wording import dimensions, megabytes, plural
 
     rows = [(layer.name, layer.kind, dimensions(layer.shape), f"{layer.rank:,}") for layer in result.layers]

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from lbm_lora.adapter import Status
 from lbm_lora.errors import OutputError, listing
+from lbm_lora.fidelity.weights import TensorResult, WeightReport
 from lbm_lora.ranks import SHIFTS, Prediction, TrialImages
-from lbm_lora.report import TensorResult, WeightReport
-from lbm_lora.report.text.tables import numbers, table
+from lbm_lora.report.table import numbers, table
 from lbm_lora.report.wording import megabytes, percent, printable
 
 if TYPE_CHECKING:

@@ -269,7 +269,7 @@ def _distill(
     from lbm_lora.refinement.distill import DistillResult, DistillSettings, distill, refuse_another
     from lbm_lora.refinement.images import answered_images
     from lbm_lora.refinement.joint import JointSettings
-    from lbm_lora.refinement.joint_points import refit_points
+    from lbm_lora.refinement.joint import refit_points
 
     if state is not None and not overwrite:
         refuse_another(state, identity)

@@ -10,8 +10,9 @@ from lbm_lora.calibration import Calibration, CalibrationSettings, plan_statisti
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.configs.validate import ValidateConfig
-from lbm_lora.errors import Option, PairingError
-from lbm_lora.files import Outputs, together
+from lbm_lora.errors import Option, OutputError, PairingError
+from lbm_lora.fidelity.outputs import VariantSummary
+from lbm_lora.files import Outputs, is_same, together
 from lbm_lora.hub import localized
 from lbm_lora.imaging.paths import readable_sources
 from lbm_lora.model.baseline import BaselineReport, check_pair, compare_base
@@ -20,7 +21,6 @@ from lbm_lora.model.resolve import config_beside
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import parse_nbytes
 from lbm_lora.report import Report
-from lbm_lora.report.outputs import VariantSummary
 from lbm_lora.verbs.calibrate import chosen_images
 from lbm_lora.verbs.extract import ExtractResult, extract_several, planned_loras
 from lbm_lora.workflows import validate, validate_files
@@ -77,6 +77,8 @@ def run(config: CompressConfig, progress: Progress = SILENT) -> CompressResult:
     if config.size is not None:
         parse_nbytes(config.size, "size")
     files = CompressFiles.of(config)
+    if is_same(files.folder, config.tuned):  # with the base, it would hold two checkpoints
+        raise OutputError(Option("output"), f" {files.folder} is the folder of the checkpoint. Choose another one.")
     config = localized(config, progress)
     images = readable_sources(config.images or (str(bundled.PHOTOS),))
     seen, measured_on = split_images(images) if config.calibration is None else ((), images[:_MOST_HELD_OUT])

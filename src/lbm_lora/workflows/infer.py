@@ -9,21 +9,19 @@ from lbm_lora.apply import AppliedAdapter
 from lbm_lora.checkpoint import CheckpointLike, dtype_name, dtype_of, open_checkpoint
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.errors import ConfigError, ImageError, Option, OutputError, QualityError, listing
-from lbm_lora.files import MARK, Outputs, together
+from lbm_lora.files import Outputs, together
 from lbm_lora.hub import localized
 from lbm_lora.imaging.buckets import warn_of_size
-from lbm_lora.imaging.image_file import read_image, write_copy, write_image
+from lbm_lora.imaging.image_file import RESULT, SIDE_BY_SIDE, read_image, write_copy, write_image
 from lbm_lora.inference.jobs import FailedImage, Failures, Job, JobPlan, plan_jobs, translations
-from lbm_lora.inference.options import put_in, read_adapters, translate_settings
 from lbm_lora.inference.tiles import Columns, Tiles
+from lbm_lora.inference.translate import put_in, read_adapters, translate_settings
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.make_base import ensure_base, planned_missing
 from lbm_lora.model.names import check_shapes, checkpoint_shapes
 from lbm_lora.model.pipeline import LBMPipeline
 from lbm_lora.model.resolve import resolve_config
 from lbm_lora.progress import SILENT, Progress
-
-_RESULT, _SIDE_BY_SIDE = f"{MARK}: result", f"{MARK}: side by side"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +163,6 @@ def plan(
         compare=config.compare,
         copy=config.save_input,
         files=files,
-        overwrite=config.overwrite,
         skip_existing=config.skip_existing,
     )
 
@@ -240,9 +237,9 @@ def _write_all(
         try:
             with together():
                 if not job.keeps_output:
-                    write_image(image, job.output, mark=_RESULT)
+                    write_image(image, job.output, mark=RESULT)
                 if job.comparison is not None:
-                    write_image(columns.beside(job.output, image), job.comparison, mark=_SIDE_BY_SIDE)
+                    write_image(columns.beside(job.output, image), job.comparison, mark=SIDE_BY_SIDE)
                 copied = job.copy is not None and write_copy(translation.source, job.copy, inputs=inputs)
         except OutputError as error:
             raise OutputError(*error.args, failures.so_far()) from None

@@ -8,7 +8,7 @@ import torch
 import xxhash
 
 from lbm_lora.adapter import LoraScale
-from lbm_lora.adapter.lora_folder import lora_digest
+from lbm_lora.adapter.adapter_file import lora_digest
 from lbm_lora.apply import AppliedAdapter
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.infer_shards import InferShardsConfig
@@ -16,8 +16,7 @@ from lbm_lora.errors import ConfigError, Option, need_packages
 from lbm_lora.files import Outputs
 from lbm_lora.hub import localized
 from lbm_lora.imaging.buckets import warn_of_size
-from lbm_lora.inference.options import put_in, read_adapters, translate_settings
-from lbm_lora.inference.translate import translate_image
+from lbm_lora.inference.translate import put_in, read_adapters, translate_image, translate_settings
 from lbm_lora.missing_path import home_path
 from lbm_lora.model.build import refuse_conditioning
 from lbm_lora.model.config import LBMConfig
@@ -67,11 +66,16 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
     config = localized(config, progress)
     _check(config)
     need_packages("translating shards", _PACKAGES, "train")
-    from lbm_lora.inference.shards.predict import predict
-    from lbm_lora.inference.shards.shard_jobs import ShardKeys, check_corrupt, plan_shards
-    from lbm_lora.inference.shards.shard_record import check_settings, has_records
-    from lbm_lora.inference.shards.translate_shard import ShardTask, Translate
-    from lbm_lora.launch import open_fabric, quiet_lightning
+    from lbm_lora.inference.shards import (
+        ShardKeys,
+        ShardTask,
+        Translate,
+        check_corrupt,
+        check_settings,
+        plan_shards,
+        predict,
+    )
+    from lbm_lora.training.launch import open_fabric, quiet_lightning
 
     folder = home_path(config.output_path)
     with quiet_lightning():
@@ -89,7 +93,6 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
             keys,
             cache_dir=config.cache_dir,
             files=files,
-            overwrite=config.overwrite,
             progress=progress,
         )
         check_corrupt(jobs, (), config.max_corrupt)
@@ -106,7 +109,7 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
             check_step_count(config.num_inference_steps, step_counts(lbm), what="num_inference_steps")
             adapters, applied = read_adapters(config, checkpoint, progress)
             settings = _identity(config, checkpoint, lbm)
-        check_settings(folder, settings, started=has_records(folder))
+        check_settings(folder, settings)
 
         def load(device: torch.device) -> Translate:
             pipe = LBMPipeline.from_checkpoint(

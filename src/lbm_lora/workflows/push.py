@@ -7,17 +7,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lbm_lora.adapter import Adapter, Saved, load_adapter, save_adapter
+from lbm_lora.adapter.adapter_file import is_unchanged
 from lbm_lora.adapter.formats import WISHES
 from lbm_lora.adapter.formats.names import counted
-from lbm_lora.adapter.unchanged import is_unchanged
 from lbm_lora.configs.push import PushConfig
 from lbm_lora.errors import ConfigError, InputError, Option, OutputError, plural
 from lbm_lora.files import Outputs, atomic_path, file_digest, is_same, together, write_text, written_bytes
 from lbm_lora.hub import HubName, localized
-from lbm_lora.hub.card import CardFacts, card_text, check_card, is_unedited_card
-from lbm_lora.hub.card_rows import content_rows, error_rows, measured_errors, report_rows
-from lbm_lora.hub.publish import CARD, Commit, destination, publish
-from lbm_lora.hub.replaced import check_replaced
+from lbm_lora.hub.card import CardFacts, card_text, check_card, content_rows, error_rows, measured_errors, report_rows
+from lbm_lora.hub.publish import CARD, Commit, check_replaced, destination, publish
 from lbm_lora.imaging.digests import digests_of
 from lbm_lora.imaging.paths import expand_sources
 from lbm_lora.missing_path import with_name

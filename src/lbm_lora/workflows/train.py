@@ -5,20 +5,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lbm_lora.adapter.twins import Twin, plan_twins, write_twins
+from lbm_lora.adapter.adapter_file import files_of
+from lbm_lora.adapter.twins import Twin, twin_path, write_twins
 from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.configs.values import ForeignFormat
 from lbm_lora.errors import ConfigError, Option, need_packages
-from lbm_lora.files import Outputs, is_ours, is_same, is_trained
+from lbm_lora.files import Outputs, check_writable, is_same, is_trained
 from lbm_lora.hub import localized
-from lbm_lora.missing_path import real_path
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.training.run.run_folder import RunFolder
-from lbm_lora.training.settings.train_config import TrainConfig, read_train_config
+from lbm_lora.training.settings.train_config import RUN_LINE, STATE_NAME, TrainConfig, read_train_config
 
 if TYPE_CHECKING:
-    from lbm_lora.training.run.fit import FitResult
-    from lbm_lora.training.run.validation import Scores
+    from lbm_lora.training.fit import FitResult
+    from lbm_lora.training.validation import Scores
 
 _PACKAGES = ("lightning", "peft")
 
@@ -82,10 +81,9 @@ def check_home(path: Path, settings: TrainConfig, given: Container[str]) -> None
     Raises:
         ConfigError: it is one, and no folder is given.
     """
-    if "save_ckpt_path" in given:
+    if "save_ckpt_path" in given or is_same(path.parent, settings.save_ckpt_path):
         return
-    is_moved = real_path(path.parent) != real_path(settings.save_ckpt_path)
-    if is_moved and is_ours(path) and RunFolder(path.parent).results():
+    if (path.parent / STATE_NAME).exists() and path.is_file() and RUN_LINE in path.read_text(errors="replace"):
         raise ConfigError(
             f"{path} is in the folder of a run, but its save_ckpt_path is {settings.save_ckpt_path}: the folder was "
             "copied or moved. Add ",
@@ -110,47 +108,47 @@ def trained(
         overwrite: whether files in the run's folder that are not ours may be replaced.
     """
     need_packages("training", _PACKAGES, "train")
-    from lbm_lora.training.run.fit import fit
+    from lbm_lora.training.fit import fit
 
     settings = localized(settings, progress)
-    folder = RunFolder(settings.save_ckpt_path)
-    _check_outputs(settings, folder, path_config, also, overwrite=overwrite)
-    folder.check_folders(pictures=settings.has_validation, logger=settings.logger)
+    _check_outputs(settings, path_config, also, overwrite=overwrite)
     base = _base(settings, progress, overwrite=overwrite)
     return _result(fit(settings, base, progress, path_config=path_config), settings)
 
 
 def _check_outputs(
-    settings: TrainConfig,
-    folder: RunFolder,
-    path_config: Path | None,
-    also: Sequence[ForeignFormat],
-    *,
-    overwrite: bool,
+    settings: TrainConfig, path_config: Path | None, also: Sequence[ForeignFormat], *, overwrite: bool
 ) -> None:
-    """Check what the run reads and writes. Shards are left out: no output has such a name.
+    """Check what the run writes: it replaces its own results, while those of another training need `overwrite`.
 
-    What a training has saved in the folder may be replaced: `fit` goes on with it, or refuses the folder.
+    Shards are no inputs here: no output has such a name.
     """
-    from lbm_lora.model.make_base import planned_missing
+    from lbm_lora.training.checkpoint import RunFolder
 
-    base = planned_missing(
-        base_path(settings), backbone_signature=settings.backbone_signature, config_path=settings.config_path
-    )
-    step = Outputs()
-    step.reads(base_path(settings), settings.lora_weights_path, settings.config_path, settings.lpips_weights)
-    step.reads(path_config, *_images(settings))
-    if settings.resume not in ("auto", "never") and not is_same(Path(settings.resume), folder.state):
-        step.reads(Path(settings.resume))
+    folder, base = RunFolder(settings.save_ckpt_path), base_path(settings)
     ends = [folder.last, *([folder.best] if settings.has_validation else [])]
-    plan_twins(step, ends, also)
-    foreign = [path for path in (*folder.step_files(), *folder.grids()) if not (is_ours(path) or is_trained(path))]
-    for path in (folder.state, *ends, *foreign):
-        step.writes(path, "the run's file")
-    if path_config is None or not is_same(path_config, folder.config):  # the given file stays as it is
-        step.writes(folder.config, "the run's file")
-    outputs = Outputs(overwrite=overwrite, replaces_trained=True)
-    outputs.then(base).then(step).check()
+    twins = [file for lora in ends for to in also for file in files_of(twin_path(lora, to), to)]
+    results = [*ends, *folder.step_files().values(), *twins]
+    goes_on = folder.state.exists() and settings.resume != "never"
+    own = [path for path in results if goes_on and is_trained(path)]
+    others = [path for path in results if path not in own]
+    own += [folder.state] if goes_on else []
+    others += [] if goes_on else [folder.state]
+    others += [] if path_config and is_same(path_config, folder.config) else [folder.config]
+    others += folder.grids()
+    for paths, may_replace in ((own, True), (others, overwrite)):
+        outputs = Outputs(overwrite=may_replace)
+        outputs.reads(base, settings.lora_weights_path, settings.config_path, settings.lpips_weights, path_config)
+        outputs.reads(*_images(settings))
+        if settings.resume not in ("auto", "never") and not is_same(Path(settings.resume), folder.state):
+            outputs.reads(settings.resume)
+        for path in paths:
+            outputs.writes(path, "the run's file")
+        outputs.check()
+    if settings.has_validation:
+        check_writable(folder.grid(0), "a picture of the run")
+    if settings.logger in ("csv", "tensorboard"):
+        check_writable(folder.logs / "a log", "a log of the run")
 
 
 def _images(settings: TrainConfig) -> Iterator[Path]:

@@ -11,20 +11,14 @@ from lbm_lora.checkpoint import Checkpoint, Component, FingerprintBuilder, dtype
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import ConfigError, Option, QualityError
 from lbm_lora.factorize import has_matrix_view
+from lbm_lora.fidelity.outputs import ImageSet
+from lbm_lora.fidelity.weights import WeightReport, compare_weights, file_labels, weight_report
 from lbm_lora.files import current, together, write_text
 from lbm_lora.hub import localized
 from lbm_lora.model.baseline import check_pair
 from lbm_lora.naming import ParamName, leaf_of, module_of, select, weight_of
 from lbm_lora.progress import SILENT, Progress, warn
-from lbm_lora.report import (
-    ImageSet,
-    Report,
-    WeightReport,
-    compare_weights,
-    file_labels,
-    weight_report,
-    write_report,
-)
+from lbm_lora.report import Report, write_report
 from lbm_lora.report.wording import plural
 from lbm_lora.workflows.sources import image_paths
 from lbm_lora.workflows.validate_files import (

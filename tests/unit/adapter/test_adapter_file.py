@@ -1,6 +1,6 @@
-"""Adapter files: written and read back, read by the reference library, and those of the earlier implementation."""
+"""Adapter files: written and read back, and those of the earlier implementation."""
 
-import json
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +17,16 @@ from lbm_lora.adapter import (
     FORMAT,
     Adapter,
     AdapterMetadata,
-    AdapterWriter,
     LoraModule,
+    Wishes,
     load_adapter,
-    module_bytes,
     save_adapter,
-    stored_bytes,
 )
-from lbm_lora.adapter.formats import Wishes
+from lbm_lora.adapter.adapter_file import is_unchanged, plan_files
+from lbm_lora.adapter.formats import Saved
 from lbm_lora.configs.values import FormatName
-from lbm_lora.errors import AdapterError, CheckpointError
+from lbm_lora.errors import AdapterError, OutputError
+from lbm_lora.files import Outputs
 from lbm_lora.naming import ModuleName, ParamName
 
 Rand = Callable[..., Tensor]
@@ -132,49 +132,6 @@ def test_the_keys_of_factors_in_8_bits(tmp_path: Path) -> None:
     }
 
 
-def test_no_key_beside_factors_in_8_bits_is_one_that_others_read(tmp_path: Path) -> None:
-    """A reader that knows some of the keys would apply a part of the file."""
-    adapter = eight_bit()
-    more = {ParamName(name): torch.ones(3).half() for name in ("norm.weight", "table")}
-    save_adapter(replace(adapter, dense={**adapter.dense, **more}), tmp_path / "x.safetensors")
-    known = (".weight", ".alpha", ".diff", ".diff_b", ".diff_param", ".w_norm", ".b_norm", ".set_weight", ".set_param")
-    assert [key for key in load_file(tmp_path / "x.safetensors") if key.endswith(known)] == []
-
-
-def test_dense_deltas_beside_factors_in_8_bits_may_have_their_former_names(tmp_path: Path) -> None:
-    new_path, former_path, again_path = (tmp_path / f"{name}.safetensors" for name in ("new", "former", "again"))
-    save_adapter(eight_bit(), new_path)
-    new = load_file(new_path)
-    former = {key.replace(".dense_b", ".diff_b"): tensor for key, tensor in new.items()}
-    save_file(former, former_path, metadata=METADATA.to_header())
-    found = load_adapter(former_path)
-    assert found.dtype == torch.int8
-    assert list(found.dense) == ["a.b.bias"]
-    save_adapter(found, again_path)
-    again = load_file(again_path)
-    assert again.keys() == new.keys()
-    assert all(torch.equal(again[key], tensor) for key, tensor in new.items())
-
-
-def test_dense_deltas_alone_stay_those_of_8_bits(tmp_path: Path) -> None:
-    save_adapter(replace(eight_bit(), modules={}), tmp_path / "x.safetensors")
-    assert load_adapter(tmp_path / "x.safetensors").dtype == torch.int8
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
-def test_predicted_bytes_are_those_of_the_file(tmp_path: Path, dtype: torch.dtype) -> None:
-    """But for the digits of offsets, which are counted for large files, and the header's own brackets."""
-    adapter, path = eight_bit().cast(dtype), tmp_path / "x.safetensors"
-    save_adapter(adapter, path)
-    sizes = [module_bytes("denoiser.", m.name, m.shape, m.rank, dtype) for m in adapter.modules.values()]
-    sizes += [stored_bytes("denoiser.", name, tuple(d.shape), dtype) for name, d in adapter.dense.items()]
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    tensors = sum(value["data_offsets"][1] - value["data_offsets"][0] for k, value in header.items() if k[0] != "_")
-    entries = [len(json.dumps({k: v}, separators=(",", ":"))) - 1 for k, v in header.items() if k[0] != "_"]
-    assert 0 <= sum(sizes) - tensors - sum(entries) <= 20 * len(entries)
-
-
 @pytest.mark.parametrize("scaling", [1.0, -0.37])
 def test_factors_in_8_bits_are_read_back(tmp_path: Path, scaling: float) -> None:
     """The first time they are rounded; then they stay as they are, byte for byte."""
@@ -191,22 +148,6 @@ def test_factors_in_8_bits_are_read_back(tmp_path: Path, scaling: float) -> None
     first = path.read_bytes()
     save_adapter(found, path)
     assert path.read_bytes() == first
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_an_adapter_is_cast_to_another_dtype_and_back(tmp_path: Path, dtype: torch.dtype) -> None:
-    int8 = eight_bit().cast(torch.int8)
-    found = int8.cast(dtype)
-    assert found.dtype is None
-    assert {module.up.dtype for module in found.modules.values()} == {dtype}
-    assert {delta.dtype for delta in found.dense.values()} == {dtype}
-    save_adapter(found, tmp_path / "x.safetensors")
-    assert same(load_adapter(tmp_path / "x.safetensors"), found)
-    share = 0 if dtype == torch.float32 else 0.01
-    for name, module in int8.modules.items():
-        delta = module.delta()
-        assert float((found.modules[name].delta() - delta).norm()) <= share * float(delta.norm())
-    assert same(found.cast(torch.int8).cast(torch.int8), found.cast(torch.int8))
 
 
 @pytest.mark.parametrize(
@@ -238,41 +179,6 @@ def test_damaged_factors_in_8_bits(tmp_path: Path, key: str, value: Tensor | Non
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(AdapterError, match=text):
         load_adapter(tmp_path / "x.safetensors")
-
-
-@pytest.mark.parametrize("alpha", [9999.0, 257.0, 0.1])
-def test_alpha_is_not_rounded_with_the_factors(tmp_path: Path, alpha: float) -> None:
-    module = lora("a", [4, 6], 2, alpha, torch.bfloat16)
-    save_adapter(Adapter({module.name: module}, {}), tmp_path / "x.safetensors")
-    found = load_adapter(tmp_path / "x.safetensors").modules[module.name].alpha
-    assert found == torch.tensor(alpha).item()
-
-
-@pytest.mark.parametrize("prefix", ["", "denoiser."])
-def test_a_weight_at_the_root(tmp_path: Path, prefix: str) -> None:
-    module = lora("", [4, 6], 2, 2.0, torch.float32)
-    adapter = Adapter({module.name: module}, {ParamName("bias"): torch.ones(4)}, prefix=prefix)
-    save_adapter(adapter, tmp_path / "x.safetensors")
-    assert load_adapter(tmp_path / "x.safetensors").params == ["weight", "bias"]
-
-
-def test_an_adapter_keeps_working_after_its_file_is_closed_and_gone(tmp_path: Path, rand: Rand) -> None:
-    module = lora("a", [4, 6], 2, 1.0, torch.float32)
-    adapter = Adapter({module.name: module}, {ParamName("a.bias"): rand(4)})
-    path = tmp_path / "x.safetensors"
-    save_adapter(adapter, path)
-    found = load_adapter(path)
-    path.unlink()
-    assert same(adapter, found)
-
-
-def test_an_adapter_can_be_written_over_its_own_file(tmp_path: Path) -> None:
-    module = lora("a", [40, 60], 2, 1.0, torch.float32)
-    path = tmp_path / "x.safetensors"
-    save_adapter(Adapter({module.name: module}, {}), path)
-    first = path.read_bytes()
-    save_adapter(load_adapter(path), path)
-    assert path.read_bytes() == first
 
 
 def test_the_earlier_implementation_means_scaling_1(tmp_path: Path, rand: Rand) -> None:
@@ -350,32 +256,6 @@ def test_other_alphas_count_as_they_stand(tmp_path: Path, name: str) -> None:
     assert {m.scaling for m in load_adapter(path, alpha_is="rank").modules.values()} == {1.0}
 
 
-def test_alphas_of_our_own_files_count_as_they_stand(tmp_path: Path) -> None:
-    """A LoRA that was trained on conv_out alone, with an alpha of four times its rank."""
-    path = tmp_path / "x.safetensors"
-    write_ranks(path, {"conv_out": ((4, 6, 3, 3), 4, 16.0)}, lbm_lora_format=FORMAT)
-    assert [module.scaling for module in load_adapter(path).modules.values()] == [4.0]
-
-
-def test_a_file_without_tensors(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
-    path.write_bytes((2).to_bytes(8, "little") + b"{}")
-    with pytest.raises(AdapterError) as caught:
-        load_adapter(path)
-    assert str(caught.value) == f"{path} holds no tensors. Was it written by an interrupted run?"
-
-
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"x\.safetensors does not exist\."):
-        load_adapter(tmp_path / "x.safetensors")
-
-
-def test_keys_that_are_not_known_are_named(tmp_path: Path) -> None:
-    save_file({"layer.weight": torch.ones(4, 4)}, tmp_path / "x.safetensors")
-    with pytest.raises(AdapterError, match=r"1 of 1 keys are not native LoRA keys: layer\.weight\."):
-        load_adapter(tmp_path / "x.safetensors")
-
-
 NOT_READ = (
     "This format is not read. Fuse the file into its model with the program that made it, then extract a LoRA from "
     "the result."
@@ -409,46 +289,6 @@ def test_another_kind_of_file_is_named(tmp_path: Path, key: str, metadata: dict[
     assert str(caught.value) == f"{path} {text}"
 
 
-@pytest.mark.parametrize("which", ["up", "down", "dense"])
-def test_an_adapter_of_two_dtypes_is_refused(tmp_path: Path, which: str) -> None:
-    up, down, dense = torch.ones(4, 2), torch.ones(2, 6), torch.ones(4)
-    tensors = {"up": up, "down": down, "dense": dense}
-    tensors[which] = tensors[which].half()
-    module = LoraModule(ModuleName("a"), tensors["down"], tensors["up"], 1.0)
-    with pytest.raises(AdapterError) as caught:
-        save_adapter(
-            Adapter({module.name: module}, {ParamName("b.bias"): tensors["dense"]}), tmp_path / "x.safetensors"
-        )
-    assert str(caught.value) == (
-        "an adapter file has one dtype, but this adapter has ['torch.float16', 'torch.float32']. Cast it first."
-    )
-    assert not any(tmp_path.iterdir())
-
-
-def test_what_was_announced_and_not_added_is_not_in_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
-    one = lora("a", [4, 6], 2, 2.0, torch.float32)
-    shapes = {ModuleName("a"): (4, 6), ModuleName("b"): (4, 6, 3, 3)}
-    ranks = {ModuleName("a"): 2, ModuleName("b"): 2}
-    dense = {ParamName("a.bias"): (4,), ParamName("b.bias"): (4,)}
-    with AdapterWriter(path, "", torch.float32, shapes, ranks, dense, AdapterMetadata()) as writer:
-        writer.add_module(one)
-        writer.add_dense(ParamName("b.bias"), torch.ones(4))
-        writer.metadata = METADATA
-    found = load_adapter(path)
-    assert found.params == ["a.weight", "b.bias"]
-    assert found.metadata == METADATA
-
-
-def test_a_writer_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
-    with (
-        pytest.raises(KeyboardInterrupt),
-        AdapterWriter(tmp_path / "x.safetensors", "", torch.float32, {}, {}, {}, AdapterMetadata()),
-    ):
-        raise KeyboardInterrupt
-    assert not any(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("key", ["a.lora_up.weight", "a.lora_down.weight", "a.alpha", "b.diff"])
 def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path, key: str, number: float) -> None:
@@ -475,3 +315,112 @@ def test_a_lora_of_which_nothing_would_be_left_is_refused(tmp_path: Path, format
     with pytest.raises(AdapterError, match=r"^nothing is left for .*x\.safetensors: the LoRA holds only 1 bias"):
         save_adapter(adapter, tmp_path / "x.safetensors", format=format, wishes=Wishes("drop", "drop"))
     assert list(tmp_path.iterdir()) == []
+
+
+def made(value: float = 1.0, alpha: float = 2.0) -> Adapter:
+    names = [ModuleName("a"), ModuleName("b")]
+    modules = {name: LoraModule(name, torch.ones(2, 4), torch.full((8, 2), value), alpha) for name in names}
+    return Adapter(modules, {ParamName("c.bias"): torch.ones(3)})
+
+
+def test_what_was_loaded_is_unchanged(tmp_path: Path) -> None:
+    loaded = load_adapter(made().save(tmp_path / "x.safetensors"))
+    assert is_unchanged(loaded)
+    assert not is_unchanged(loaded.filtered(lambda name: not name.startswith("a")))
+    assert not is_unchanged(loaded.cast(torch.float16))
+    assert not is_unchanged(
+        dataclasses.replace(loaded, metadata=dataclasses.replace(loaded.metadata, facts={"a": "b"}))
+    )
+    assert not is_unchanged(made())
+
+
+def test_a_file_that_was_replaced_or_removed_is_another(tmp_path: Path) -> None:
+    for other in (made(value=3.0), made(alpha=3.0)):
+        loaded = load_adapter(made().save(tmp_path / "x.safetensors"))
+        other.save(tmp_path / "x.safetensors")
+        assert not is_unchanged(loaded)
+    (tmp_path / "x.safetensors").unlink()
+    assert not is_unchanged(loaded)
+
+
+EXPORTED = AdapterMetadata(FORMAT, "d" * 32, "0123abcd", "e" * 32, {"ss_network_dim": "2", "note": "Größe"})
+TO_Q, NORM = ModuleName("mid_block.attentions.0.transformer_blocks.0.attn1.to_q"), "mid_block.resnets.0.norm1"
+LORA = Adapter(
+    {TO_Q: LoraModule(TO_Q, torch.ones(2, 3), torch.ones(4, 2), 1.5)},
+    {ParamName(f"{NORM}.weight"): torch.ones(3), ParamName("conv_in.bias"): torch.full((3,), 2.0)},
+    EXPORTED,
+    "denoiser.",
+)
+
+
+def test_the_header_names_the_format_and_no_reader_takes_the_file_for_a_native_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    assert save_adapter(LORA, path, format="comfyui") == Saved(path)
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    assert header["lbm_lora_export"] == "comfyui 1"
+    assert "lbm_lora_format" not in header
+    assert header["ss_network_dim"] == "2"
+    assert load_adapter(path).metadata == EXPORTED
+
+
+def test_factors_in_8_bits_are_expanded(tmp_path: Path) -> None:
+    eight_bit = LORA.cast(torch.int8)
+    found = load_adapter(eight_bit.save(tmp_path / "x.safetensors", "comfyui"))
+    module, original = found.modules[TO_Q], eight_bit.modules[TO_Q]
+    assert torch.equal(module.up, original.up)
+    assert module.up.dtype == found.dense[ParamName("conv_in.bias")].dtype == torch.float32
+    assert found.dtype is None
+
+
+def test_tensors_of_several_dtypes_get_the_one_that_holds_them_all(tmp_path: Path) -> None:
+    path = LORA.save(tmp_path / "x.safetensors", "comfyui")
+    save_file({k: t.half() if k.endswith("diff_b") else t.bfloat16() for k, t in load_file(path).items()}, path)
+    found = load_adapter(path)
+    assert {t.dtype for t in (found.modules[TO_Q].up, *found.dense.values())} == {torch.float32}
+    assert torch.equal(found.dense[ParamName("conv_in.bias")], LORA.dense[ParamName("conv_in.bias")])
+
+
+@pytest.mark.parametrize("format", ["native", "comfyui"])
+@pytest.mark.parametrize(
+    ("wishes", "dropped"),
+    [
+        (Wishes(biases="drop"), ("conv_in.bias",)),
+        (Wishes(norms="drop"), (f"{NORM}.weight",)),
+        (Wishes("drop", "drop"), (f"{NORM}.weight", "conv_in.bias")),
+    ],
+)
+def test_what_is_to_be_dropped_is_dropped_and_named(
+    tmp_path: Path, format: str, wishes: Wishes, dropped: tuple[str, ...]
+) -> None:
+    path = tmp_path / "x.safetensors"
+    measured = replace(LORA, metadata=replace(LORA.metadata, facts={"lbm_lora_errors": "{}", "note": "kept"}))
+    saved = save_adapter(measured, path, format="native" if format == "native" else "comfyui", wishes=wishes)
+    assert saved.dropped == dropped
+    found = load_adapter(path)
+    assert set(found.dense) == LORA.dense.keys() - set(dropped)
+    assert ("lbm_lora_errors" in found.metadata.facts, found.metadata.facts["note"]) == (not dropped, "kept")
+
+
+def test_a_format_with_a_config_is_a_folder(tmp_path: Path) -> None:
+    wishes, folder = Wishes("drop", "drop"), tmp_path / "lora_1.5"
+    assert save_adapter(LORA, folder, format="peft", wishes=wishes).path == folder
+    assert sorted(file.name for file in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    with pytest.raises(OutputError, match=r"the format peft is a folder of two files\. Give the path of a folder\."):
+        save_adapter(LORA, tmp_path / "lora.safetensors", format="peft", wishes=wishes)
+
+
+def test_a_rerun_replaces_both_files_of_a_folder_but_no_config_of_others(tmp_path: Path) -> None:
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+
+    def check() -> None:
+        outputs = Outputs()
+        plan_files(outputs, folder, "peft")
+        outputs.check()
+
+    with pytest.raises(OutputError, match=r"adapter_config\.json exists, and lbm-lora did not write it"):
+        check()
+    save_adapter(LORA, folder, format="peft", wishes=Wishes("drop", "drop"))
+    check()

@@ -1,14 +1,13 @@
 """Which file of a folder is its LoRA."""
 
-import re
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, LoraModule, load_adapter
-from lbm_lora.adapter.lora_folder import NAMES, lora_digest, lora_in
+from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, LoraModule
+from lbm_lora.adapter.adapter_file import lora_digest, lora_in
 from lbm_lora.errors import AdapterError, CheckpointError
 from lbm_lora.naming import ModuleName
 
@@ -57,18 +56,6 @@ def test_several_native_loras_are_refused(tmp_path: Path) -> None:
         write(tmp_path, name)
     with pytest.raises(AdapterError, match=r"holds several LoRAs: native\.safetensors, native_2\.safetensors\. Name"):
         lora_in(tmp_path)
-
-
-@pytest.mark.parametrize("name", [*NAMES[:2], "native.safetensors"])
-def test_a_folder_is_read_as_its_lora(tmp_path: Path, name: str) -> None:
-    write(tmp_path, name)
-    found = load_adapter(tmp_path).modules[ModuleName("a")]
-    assert torch.equal(found.delta(), LORA.modules[ModuleName("a")].delta())
-
-
-def test_a_folder_without_a_lora_says_what_it_lacks(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=re.escape(f"{tmp_path} holds no .safetensors or .ckpt file.")):
-        load_adapter(tmp_path)
 
 
 def test_the_digest_is_of_all_that_is_read(tmp_path: Path) -> None:

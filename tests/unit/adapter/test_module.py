@@ -1,21 +1,31 @@
-"""Lora modules and adapters as values."""
+"""Lora modules and adapters as values, what they record, and the scale that a user writes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from lbm_lora.adapter import Adapter, LoraModule, common_dtype
-from lbm_lora.adapter.metadata import ERRORS_KEY
-from lbm_lora.atomic import together
+from lbm_lora.adapter import (
+    Adapter,
+    AdapterBuilder,
+    AdapterMetadata,
+    Ledger,
+    LedgerRow,
+    LoraModule,
+    LoraScale,
+    Status,
+    common_dtype,
+)
+from lbm_lora.adapter.limit import limited
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.errors import AdapterError, OutputError
+from lbm_lora.errors import ConfigError
+from lbm_lora.factorize import Measure
 from lbm_lora.naming import ModuleName, ParamName
-from lbm_lora.private_folder import NOTE, NOTE_TEXT
 
 Rand = Callable[..., Tensor]
 
@@ -48,14 +58,6 @@ def test_the_delta_of_a_conv_has_its_shape(rand: Rand) -> None:
     torch.testing.assert_close(one.delta().double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_deltas_are_multiplied_in_fp32(rand: Rand, dtype: torch.dtype) -> None:
-    down, up = rand(2, 6).to(dtype), rand(4, 2).to(dtype)
-    delta = module("a", down, up, 1.0).delta()
-    assert delta.dtype == torch.float32
-    torch.testing.assert_close(delta, 0.5 * (up.float() @ down.float()))
-
-
 def test_every_param_that_an_adapter_changes(adapter: Adapter) -> None:
     assert adapter.params == ["a.weight", "b.conv.weight", "a.bias", "norm.weight", "scale"]
     shapes = {"a.weight": (4, 6), "b.conv.weight": (7, 5, 3, 3), "a.bias": (4,), "norm.weight": (5,), "scale": ()}
@@ -64,32 +66,6 @@ def test_every_param_that_an_adapter_changes(adapter: Adapter) -> None:
         delta = adapter.delta(name)
         assert delta is not None
         assert (tuple(delta.shape), delta.dtype) == (shapes[name], torch.float32)
-
-
-@pytest.mark.parametrize("name", ["a", "a.lora", "b.conv.bias", "norm.bias", "weight", ""])
-def test_what_it_leaves_alone(adapter: Adapter, name: str) -> None:
-    assert adapter.delta(ParamName(name)) is None
-    assert adapter.shape_of(ParamName(name)) is None
-
-
-def test_a_module_at_the_root(rand: Rand) -> None:
-    adapter = Adapter({ModuleName(""): module("", rand(1, 3), rand(2, 1), 1.0)}, {ParamName("bias"): rand(2)})
-    assert adapter.params == ["weight", "bias"]
-    assert adapter.shape_of(ParamName("weight")) == (2, 3)
-
-
-def test_factors_and_a_dense_delta_for_one_weight_are_refused(rand: Rand) -> None:
-    one = module("a.b", rand(1, 3), rand(2, 1), 1.0)
-    with pytest.raises(AdapterError) as caught:
-        Adapter({one.name: one}, {ParamName("a.b.weight"): rand(2, 3)}, path=Path("x.safetensors"))
-    assert str(caught.value) == ("x.safetensors: a.b.weight has both factors and a dense delta. Remove one of them.")
-
-
-def test_a_part_of_an_adapter(adapter: Adapter) -> None:
-    part = adapter.filtered(lambda name: name.startswith("a."))
-    assert part.params == ["a.weight", "a.bias"]
-    assert (part.prefix, part.path, part.metadata) == (adapter.prefix, adapter.path, adapter.metadata)
-    assert len(adapter.params) == 5
 
 
 def test_an_adapter_says_what_it_is(adapter: Adapter) -> None:
@@ -112,47 +88,14 @@ def test_the_bytes_of_an_adapter_are_those_of_its_file_without_the_header(
         assert cast.nbytes == sum(spec.nbytes for spec in file.specs.values())
 
 
-def test_save_looks_at_what_is_there(adapter: Adapter, tmp_path: Path) -> None:
+def test_save_replaces_what_is_there_and_what_was_read_stays(adapter: Adapter, tmp_path: Path) -> None:
+    """As torch.save does, also the file that the adapter itself is read from."""
     path = tmp_path / "l.safetensors"
     path.write_text("theirs")
-    with pytest.raises(OutputError, match=r"l\.safetensors exists, and lbm-lora did not write it"):
-        adapter.save(path)
-    assert path.read_text() == "theirs"
-    adapter.save(path, overwrite=True)
     adapter.save(path)
-    assert Adapter.load(path).params == adapter.params
-
-
-def test_an_adapter_in_what_a_killed_command_has_left_is_not_saved(adapter: Adapter, tmp_path: Path) -> None:
-    left = adapter.save(tmp_path / ".x.safetensors.0.part" / "x.safetensors")
-    left.with_name(NOTE).write_bytes(NOTE_TEXT)
-    rescued = Adapter.load(left)
-    with pytest.raises(OutputError, match=r"is in a temporary folder of an unfinished command"):
-        rescued.save(tmp_path / "x.safetensors")
-    assert left.exists()
-
-
-def test_an_adapter_is_not_saved_over_its_own_file(adapter: Adapter, tmp_path: Path) -> None:
-    path = adapter.save(tmp_path / "l.safetensors")
-    before = path.read_bytes()
-    with pytest.raises(OutputError, match=r"l\.safetensors is an input of this command and would be overwritten"):
-        Adapter.load(path).save(path, "comfyui", biases="drop", norms="drop", overwrite=True)
-    assert path.read_bytes() == before
-
-
-def test_an_adapter_is_not_saved_over_the_base_that_it_is_given(adapter: Adapter, tmp_path: Path) -> None:
-    base = tmp_path / "base.safetensors"
-    save_file({"a.bias": torch.ones(2)}, base)
-    before = base.read_bytes()
-    is_input = pytest.raises(OutputError, match=r"base\.safetensors is an input of this command")
-    with open_checkpoint(base) as checkpoint, is_input:
-        adapter.save(base, base=checkpoint.component(), overwrite=True)
-    assert base.read_bytes() == before
-
-
-def test_save_within_another_call_is_done_at_once(adapter: Adapter, tmp_path: Path) -> None:
-    with together():
-        assert adapter.save(tmp_path / "l.safetensors").is_file()
+    read = Adapter.load(path)
+    adapter.cast(torch.bfloat16).save(path)
+    assert all(torch.equal(*pair) for pair in deltas(adapter, read))
 
 
 def test_a_path_may_begin_with_the_home_folder(
@@ -163,26 +106,10 @@ def test_a_path_may_begin_with_the_home_folder(
     assert Adapter.load("~/l.safetensors").params == adapter.params
 
 
-def test_load_reads_what_save_wrote(adapter: Adapter, tmp_path: Path) -> None:
-    path = adapter.save(str(tmp_path / "l.safetensors"))
-    found = Adapter.load(path)
-    assert found.path == path == tmp_path / "l.safetensors"
-    assert found.params == adapter.params
-    assert all(torch.equal(*map(torch.Tensor.float, (a, b))) for a, b in deltas(found, adapter))
-    scaled = Adapter.load(path, alpha_is="rank").modules[ModuleName("b.conv")]
-    assert (adapter.modules[ModuleName("b.conv")].alpha, scaled.alpha) == (6.0, 3.0)
-
-
 def deltas(*adapters: Adapter) -> list[tuple[Tensor, ...]]:
     """The deltas of each parameter."""
     found = [[adapter.delta(name) for adapter in adapters] for name in adapters[0].params]
     return [tuple(one for one in row if one is not None) for row in found]
-
-
-def test_two_adapters_are_equal_only_where_they_are_one(adapter: Adapter) -> None:
-    assert adapter == adapter
-    assert adapter != adapter.filtered(lambda _: True)
-    assert len({adapter, adapter}) == 1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -190,12 +117,6 @@ class Measured(Adapter):
     """An adapter with a number that was measured on it."""
 
     error: float = 0.5
-
-
-def test_errors_of_the_whole_are_not_those_of_a_part(adapter: Adapter) -> None:
-    known = replace(adapter, metadata=replace(adapter.metadata, facts={ERRORS_KEY: "{}", "a": "b"}))
-    assert known.filtered(lambda _: True).metadata.facts == known.metadata.facts
-    assert known.filtered(lambda name: name.startswith("a.")).metadata.facts == {"a": "b"}
 
 
 def test_what_was_measured_on_an_adapter_is_not_said_of_a_part_of_it(adapter: Adapter) -> None:
@@ -213,3 +134,159 @@ def test_the_common_dtype_is_that_of_all_factors_or_fp32(adapter: Adapter) -> No
     assert common_dtype([eight]) == torch.int8
     assert common_dtype([eight, half]) == torch.float32
     assert common_dtype([half.filtered(lambda name: name.endswith("bias"))]) == torch.bfloat16
+
+
+def test_what_was_added_is_in_the_adapter_with_the_last_metadata() -> None:
+    builder = AdapterBuilder("denoiser.", torch.bfloat16, AdapterMetadata(facts={"room": "000"}))
+    one = LoraModule(ModuleName("a"), torch.ones(2, 6), torch.ones(4, 2), 2.0)
+    builder.add_module(one)
+    before = builder.adapter()
+    builder.add_dense(ParamName("a.bias"), torch.ones(4))
+    builder.metadata = AdapterMetadata(format="1")
+    adapter = builder.adapter()
+    assert (before.params, before.metadata.facts) == (["a.weight"], {"room": "000"})
+    assert adapter.params == ["a.weight", "a.bias"]
+    assert adapter.modules["a"] is one  # pyright: ignore[reportArgumentType]
+    assert (adapter.prefix, adapter.path, adapter.metadata, adapter.dtype) == (
+        "denoiser.",
+        None,
+        AdapterMetadata(format="1"),
+        None,
+    )
+
+
+def test_an_adapter_in_eight_bits_knows_that_it_is_one() -> None:
+    assert AdapterBuilder("", torch.int8, AdapterMetadata()).adapter().dtype == torch.int8
+
+
+def row(name: str, status: Status, reason: str, delta_sq: float, error_sq: float) -> LedgerRow:
+    measure = Measure(numel=1, delta_sq=delta_sq, error_sq=error_sq)
+    return LedgerRow(ParamName(name), status, reason, (1,), None, measure)
+
+
+LEDGER = Ledger(
+    (
+        row("a", Status.LORA, "linear", 4.0, 1.0),
+        row("b", Status.EXCLUDED, "in --exclude", 9.0, 9.0),
+        row("c", Status.DENSE, "1-dimensional", 1.0, 0.0),
+        row("d", Status.UNCHANGED, "equal in base and tuned", 0.0, 0.0),
+        row("e", Status.EXCLUDED, "in --exclude", 2.0, 2.0),
+        row("f", Status.EXCLUDED, "not a floating point tensor", 0.0, 0.0),
+    )
+)
+
+
+def test_counts_add_up_and_name_every_status() -> None:
+    assert LEDGER.counts() == {"lora": 1, "dense": 1, "unchanged": 1, "excluded": 3}
+    assert sum(LEDGER.counts().values()) == len(LEDGER) == len(list(LEDGER))
+    assert Ledger(()).counts() == {"lora": 0, "dense": 0, "unchanged": 0, "excluded": 0}
+
+
+def test_the_highest_ranks_are_those_of_stored_linear_and_conv_layers() -> None:
+    shapes = {"a": ((4, 6), 3), "b": ((4, 6), 5), "c": ((4, 6, 3, 3), 2)}
+    rows = [
+        LedgerRow(ParamName(name), Status.LORA, "", shape, rank, Measure()) for name, (shape, rank) in shapes.items()
+    ]
+    assert Ledger(tuple(rows)).highest_ranks() == (5, 2)
+    assert LEDGER.of(Status.EXCLUDED)
+    assert Ledger(tuple(LEDGER.of(Status.EXCLUDED))).highest_ranks() == (0, 0)
+
+
+FACTS = st.dictionaries(st.text().filter(lambda key: not key.startswith("lbm_lora_")), st.text())
+
+
+@given(st.builds(AdapterMetadata, st.text(), st.text(), st.text(), st.text(), FACTS))
+def test_to_a_header_and_back(metadata: AdapterMetadata) -> None:
+    assert AdapterMetadata.from_header(metadata.to_header()) == metadata
+
+
+@pytest.mark.parametrize(
+    ("facts", "is_made"),
+    [
+        ({}, False),
+        ({"lbm_lora_settings": '{"method":"plain"}'}, False),
+        ({"lbm_lora_settings": '{"method":"calibrated"}'}, True),
+        ({"lbm_lora_settings": '{"method":"plain"}', "lbm_lora_refinement": "{}"}, True),
+    ],
+)
+def test_a_calibrated_or_refined_file_is_made_for_the_output(facts: dict[str, str], is_made: bool) -> None:
+    assert AdapterMetadata(facts=facts).is_made_for_output is is_made
+
+
+NAMES = [
+    ParamName("down_blocks.0.attn1.to_q.weight"),
+    ParamName("down_blocks.0.norm.bias"),
+    ParamName("conv_in.weight"),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "scales"),
+    [
+        ("0.8", [0.8, 0.8, 0.8]),
+        (-2.0, [-2, -2, -2]),
+        ("0.8,down_blocks=0.5,attn1=0", [0, 0.5, 0.8]),
+        ("down_blocks=0.5", [0.5, 0.5, 1]),
+        ("1, denoiser.conv_in=2", [1, 1, 2]),
+        ("attn1=0,down_blocks=0.5", [0.5, 0.5, 1]),
+    ],
+)
+def test_the_last_pattern_that_matches_counts(text: str | float, scales: list[float]) -> None:
+    assert list(LoraScale.parse(text).by_param(NAMES).values()) == scales
+
+
+def test_its_text_is_what_a_user_writes() -> None:
+    scale = LoraScale.parse("0.80,attn1=0.0")
+    assert scale.text == "0.8,attn1=0"
+    assert LoraScale.parse(scale.text) == scale
+
+
+@pytest.mark.parametrize("text", ["x", "1,attn1", "attn1=", "1,=2", "", "nan", "1,attn1=inf", "1,2"])
+def test_what_is_not_a_scale_is_said(text: str) -> None:
+    with pytest.raises(ConfigError, match="lora_scale"):
+        LoraScale.parse(text)
+
+
+LINEAR, CONV, DENSE = ModuleName("a.linear"), ModuleName("a.conv"), ParamName("a.dense.weight")
+BIAS = ParamName("a.linear.bias")
+
+
+@pytest.fixture
+def ranked(rand: Callable[..., Tensor]) -> Adapter:
+    """Factors of rank 2 and 6, a dense matrix and a bias."""
+    return Adapter(
+        {
+            LINEAR: LoraModule(LINEAR, rand(2, 8), rand(10, 2), 1.0),
+            CONV: LoraModule(CONV, rand(6, 4, 3, 3), rand(12, 6, 1, 1), 3.0),
+        },
+        {DENSE: rand(9, 7), BIAS: rand(10)},
+        AdapterMetadata("1", "base", facts={"lbm_lora_errors": "{}", "note": "kept"}),
+        "denoiser.",
+    )
+
+
+def test_what_exceeds_the_rank_is_the_truncated_svd_and_the_rest_is_untouched(ranked: Adapter) -> None:
+    found = limited(ranked, 3)
+    assert found.reduced == (ParamName("a.conv.weight"), DENSE)
+    assert found.adapter.modules[LINEAR] is ranked.modules[LINEAR]
+    assert found.adapter.dense == {BIAS: ranked.dense[BIAS]}
+    errors, norms = [], []
+    for name in ranked.params:
+        before, after = ranked.delta(name), found.adapter.delta(name)
+        assert before is not None
+        assert after is not None
+        assert after.shape == before.shape
+        errors.append(float((after - before).square().sum()))
+        norms.append(float(before.square().sum()))
+        if name in found.reduced:
+            dropped = torch.linalg.svdvals(before.flatten(1))[3:].square().sum()
+            assert errors[-1] == pytest.approx(float(dropped), rel=1e-4)
+    assert found.relative_error == pytest.approx((sum(errors) / sum(norms)) ** 0.5, rel=1e-5)
+    assert [found.adapter.modules[name].rank for name in (LINEAR, CONV, ModuleName("a.dense"))] == [2, 3, 3]
+
+
+def test_a_rank_that_nothing_exceeds_but_dense_matrices_keeps_them_exact(ranked: Adapter) -> None:
+    found = limited(ranked, 7)
+    assert found.reduced == (DENSE,)
+    assert found.relative_error == pytest.approx(0, abs=1e-6)
+    assert torch.equal(found.adapter.modules[ModuleName("a.dense")].delta(), ranked.dense[DENSE])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter.native import decode, dense_key, prefix_of
+from lbm_lora.adapter.native import decode, dense_key
 from lbm_lora.errors import AdapterError
 from lbm_lora.naming import ParamName
 
@@ -56,46 +56,10 @@ def test_the_key_of_a_dense_delta_beside_factors_in_8_bits(name: str, key: str) 
     assert (modules, list(dense)) == ({}, [name])
 
 
-def test_a_delta_that_is_there_twice_is_refused() -> None:
-    text = error_of({"norm.diff": torch.ones(3), "norm.dense": torch.ones(3)})
-    assert text == "x.safetensors: norm.weight has two dense deltas. Remove one of them."
-
-
-@pytest.mark.parametrize(
-    ("keys", "prefix"),
-    [
-        (["denoiser.a.alpha", "denoiser.b.alpha"], "denoiser."),
-        (["denoiser.a.alpha", "b.alpha"], ""),
-        (["denoiser_a.alpha"], ""),
-    ],
-)
-def test_the_prefix_is_there_where_every_key_has_it(keys: list[str], prefix: str) -> None:
-    assert prefix_of(keys) == prefix
-
-
-@pytest.mark.parametrize("alpha", [torch.tensor(3.0), torch.tensor([3.0]), torch.tensor(3).bfloat16(), torch.tensor(3)])
-def test_alpha_may_have_any_form(alpha: Tensor) -> None:
-    tensors = {"a.lora_up.weight": UP, "a.lora_down.weight": DOWN, "a.alpha": alpha}
-    (module,) = decode(tensors, "", WHERE)[0].values()
-    assert (module.alpha, module.scaling) == (3.0, 1.5)
-
-
-@pytest.mark.parametrize("shape", [(0,), (2,), (1, 3)])
-def test_an_alpha_is_one_number(shape: tuple[int, ...]) -> None:
-    assert error_of({"a.lora_up.weight": UP, "a.lora_down.weight": DOWN, "a.alpha": torch.ones(shape)}) == (
-        f"x.safetensors: the alpha of a has shape {shape}, but it must be one number. It is damaged."
-    )
-
-
 @pytest.mark.parametrize("other", [{"a.alpha": torch.tensor(1.0)}, {"a.lora_up.weight": UP}])
 def test_factors_in_8_bits_and_others_are_refused(other: dict[str, Tensor]) -> None:
     stored = {"a.lora_up.int8": UP.char(), "a.lora_down.int8": DOWN.char(), "a.lora_unit": torch.ones(2)}
     assert error_of(stored | other) == "x.safetensors: a has factors in 8 bits and others. Remove one of them."
-
-
-def test_a_missing_alpha_is_the_rank() -> None:
-    (module,) = decode({"a.lora_up.weight": UP, "a.lora_down.weight": DOWN}, "", WHERE)[0].values()
-    assert (module.alpha, module.scaling) == (2.0, 1.0)
 
 
 def test_unknown_keys_are_listed() -> None:

@@ -1,3 +1,5 @@
+"""Packed files: every width is found again, and damage is one line."""
+
 import json
 import zlib
 from dataclasses import replace
@@ -10,11 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbm_lora.adapter import Adapter, LoraModule, load_adapter, save_adapter
-from lbm_lora.adapter.counts_code import encode_counts
-from lbm_lora.adapter.packed import DATA, INDEX, decode_packed, encode_packed, regridded
+from lbm_lora.adapter.packed import DATA, INDEX, decode_counts, decode_packed, encode_counts, encode_packed, regridded
+from lbm_lora.adapter.packed_index import CODED_BITS
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.errors import AdapterError, InputError
-from lbm_lora.factorize import PACKED, WIDTHS, Counts, Grid, down_shape, matrix_shape, nearest, up_shape, vector_of
+from lbm_lora.errors import AdapterError
+from lbm_lora.factorize import (
+    PACKED,
+    WIDTHS,
+    Counts,
+    Grid,
+    down_shape,
+    largest,
+    matrix_shape,
+    nearest,
+    up_shape,
+    vector_of,
+)
 from lbm_lora.naming import ModuleName, ParamName
 
 
@@ -77,30 +90,6 @@ def test_a_file_is_read_again_and_written_the_same(tmp_path: Path) -> None:
     with open_checkpoint(tmp_path / "a.safetensors") as file:
         assert set(file.specs) == {INDEX, DATA}
         assert file.specs[DATA].nbytes == found.nbytes
-
-
-def test_other_precisions_are_one_call(tmp_path: Path) -> None:
-    adapter = packed_adapter()
-    save_adapter(adapter.cast(torch.float16), tmp_path / "a.safetensors")
-    found = load_adapter(tmp_path / "a.safetensors")
-    assert found.dtype is None
-    for name in adapter.params:
-        torch.testing.assert_close(found.delta(name), adapter.delta(name), rtol=2e-3, atol=2e-3)
-    assert adapter.unpacked().dtype is None
-    with pytest.raises(InputError, match="needs the tuned model"):
-        adapter.cast(PACKED)
-
-
-def test_other_formats_get_fp16(tmp_path: Path) -> None:
-    save_adapter(packed_adapter(), tmp_path / "a.safetensors", format="comfyui")
-    with open_checkpoint(tmp_path / "a.safetensors") as file:
-        assert {spec.dtype for key, spec in file.specs.items() if not key.endswith(".alpha")} == {torch.float16}
-
-
-def test_a_part_keeps_its_grids(tmp_path: Path) -> None:
-    part = packed_adapter().filtered(lambda name: "conv" in name)
-    save_adapter(part, tmp_path / "a.safetensors")
-    assert same(load_adapter(tmp_path / "a.safetensors"), part)
 
 
 def test_changed_values_are_refused(tmp_path: Path) -> None:
@@ -178,3 +167,31 @@ def test_damage_is_one_line(what: str) -> None:
     with pytest.raises(AdapterError, match=r"^x: the packed LoRA is damaged") as caught:
         decode_packed(good | DAMAGED[what], Path("x"))
     assert "\n" not in str(caught.value)
+
+
+def draw(width: int, count: int, seed: int = 0) -> np.ndarray:
+    most = largest(width)
+    return np.random.default_rng(seed).integers(-most, most, count, endpoint=True).astype(np.int16)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.sampled_from(WIDTHS), counts=st.lists(st.integers(0, 9), min_size=1, max_size=3), seed=st.integers(0, 9)
+)
+def test_counts_are_found_again(width: int, counts: list[int], seed: int) -> None:
+    parts = [draw(width, count, seed) for count in counts]
+    found, rest = decode_counts(width, sum(counts), encode_counts(width, parts) + b"more")
+    assert np.array_equal(found, np.concatenate(parts))
+    assert rest == b"more"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_rows_of_a_normal_distribution_take_the_expected_bits(width: int) -> None:
+    """Rows of 64 to 1280 values, as in the layers of LBM."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [
+        nearest(torch.randn(20, length, generator=generator), [width] * 20)[0].numpy()
+        for length in (64, 320, 640, 1280)
+    ]
+    bits = 8 * len(encode_counts(width, parts)) / sum(part.size for part in parts)
+    assert 0.93 * CODED_BITS[width] <= bits <= 1.03 * CODED_BITS[width]

@@ -14,7 +14,6 @@ import lbm_lora
 from lbm_lora.api.options import Options
 from lbm_lora.configs.data_check import CheckConfig
 from lbm_lora.errors import ConfigError
-from lbm_lora.late_files import check_late, expect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,20 +163,6 @@ def test_a_refusal_of_the_config_itself_keeps_its_words() -> None:
 def test_a_flag_is_an_option_or_is_left_out_on_purpose(function: str, config: str, missing: set[str]) -> None:
     flags = getattr(lbm_lora, config).__dataclass_fields__.keys()
     assert flags - inspect.signature(getattr(lbm_lora, function)).parameters.keys() == missing
-
-
-def test_what_a_call_was_going_to_write_counts_until_its_end(tmp_path: Path) -> None:
-    """Also if it fails: `Adapter.save` replaces what is there, as it says."""
-    path = tmp_path / "a"
-
-    def write(**options: Any) -> None:
-        expect(path, lambda _: False)
-        raise ConfigError("no")
-
-    with pytest.raises(ConfigError):
-        Options(Config).documented(write)()
-    path.write_text("theirs")
-    check_late(path)
 
 
 def test_a_path_may_begin_with_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lbm_lora.adapter import Adapter, LoraModule, LoraScale
+from lbm_lora.adapter import Adapter, LoraModule
 from lbm_lora.apply import Fused, Injection, ScaledAdapter, fuse_module, inject
 from lbm_lora.errors import AdapterError, PatternError
-from lbm_lora.naming import ModuleName, ParamName, weight_of
+from lbm_lora.naming import ModuleName, ParamName
 from smallnet import SmallNet, extract_files, small_net, small_state
 
 Rand = Callable[..., Tensor]
@@ -51,21 +51,6 @@ def images(rand: Rand) -> Tensor:
     return rand(2, 3, 9, 8)
 
 
-@pytest.mark.parametrize("put_in", BOTH)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_many_cycles_lose_no_bit(adapter: Adapter, put_in: PutIn, dtype: torch.dtype) -> None:
-    net = small_net(1).to(dtype)
-    before, outputs = bits(net), net(torch.ones(1, 3, 8, 8, dtype=dtype))
-    for cycle in range(30):
-        state = put_in(net, [ScaledAdapter(adapter, 0.1 * (cycle - 10.5)), ScaledAdapter(adapter, 0.3)])
-        assert bits(net) != before
-        assert not torch.equal(net(torch.ones(1, 3, 8, 8, dtype=dtype)), outputs)
-        take_out(state)
-        assert bits(net) == before
-    assert hooks(net) == 0
-    assert torch.equal(net(torch.ones(1, 3, 8, 8, dtype=dtype)), outputs)
-
-
 ORDERS = list(itertools.permutations(range(3)))
 
 
@@ -91,35 +76,6 @@ def test_adapters_taken_out_in_any_order_leave_what_the_rest_alone_would_give(
             assert hooks(net) == hooks(alone)
             assert len(kept) == len(left)
         assert bits(net) == bits(small_net(1).to(dtype))
-
-
-def test_what_nobody_can_take_out_any_more_stays(adapter: Adapter) -> None:
-    """A command fuses for good, and keeps nothing: what is taken out below leaves it in place."""
-    net, alone = small_net(1), small_net(1)
-    first = fuse_module(net, [ScaledAdapter(adapter, 0.5)])
-    fuse_module(net, [ScaledAdapter(adapter, 2.0)])
-    first.unfuse()
-    fuse_module(alone, [ScaledAdapter(adapter, 2.0)])
-    assert bits(net) == bits(alone)
-
-
-@pytest.mark.parametrize("put_in", BOTH)
-def test_tied_parameters_come_out_in_any_order(rand: Rand, put_in: PutIn) -> None:
-    net = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
-    net["b"].weight = net["a"].weight
-    before = bits(net)
-    adapters = [Adapter({}, {ParamName(f"{name}.weight"): rand(4, 4) for name in names}) for names in ("ab", "b", "ba")]
-    for order in ORDERS:
-        states = [put_in(net, [ScaledAdapter(adapter)]) for adapter in adapters]
-        for one in order[:2]:
-            take_out(states[one])
-        last = bits(net)
-        take_out(states[order[2]])
-        assert bits(net) == before
-        take_out(put_in(net, [ScaledAdapter(adapters[order[2]])]))
-        state = put_in(net, [ScaledAdapter(adapters[order[2]])])
-        assert bits(net) == last
-        take_out(state)
 
 
 def test_a_hundred_cycles_in_random_order_keep_no_tensor(adapter: Adapter) -> None:
@@ -151,27 +107,6 @@ def living() -> int:
 
 
 @pytest.mark.parametrize("put_in", BOTH)
-def test_a_scale_by_layer_is_the_adapter_scaled_by_layer(adapter: Adapter, images: Tensor, put_in: PutIn) -> None:
-    """Factors and dense deltas alike: the same as several adapters, each with its part and its number."""
-    net, alone = small_net(1), small_net(1)
-    put_in(net, [ScaledAdapter(adapter, "0.5,head=-1,norm=0")])
-    head = adapter.filtered(lambda name: name.startswith("head"))
-    rest = adapter.filtered(lambda name: not name.startswith(("head", "norm")))
-    put_in(alone, [ScaledAdapter(head, -1.0), ScaledAdapter(rest, 0.5)])
-    assert bits(net) == bits(alone)
-    assert hooks(net) == hooks(alone)
-    assert torch.equal(net(images), alone(images))
-
-
-@pytest.mark.parametrize("put_in", BOTH)
-def test_a_uniform_scale_gives_the_bits_of_a_number(adapter: Adapter, images: Tensor, put_in: PutIn) -> None:
-    nets = [small_net(1) for _ in range(4)]
-    for net, scale in zip(nets, (0.3, "0.3", LoraScale(0.3), dict.fromkeys(adapter.params, 0.3)), strict=True):
-        put_in(net, [ScaledAdapter(adapter, scale)])
-    assert all(bits(net) == bits(nets[0]) and torch.equal(net(images), nets[0](images)) for net in nets)
-
-
-@pytest.mark.parametrize("put_in", BOTH)
 def test_a_pattern_that_matches_nothing_is_refused_before_anything_changes(adapter: Adapter, put_in: PutIn) -> None:
     net = small_net(1)
     with pytest.raises(PatternError) as caught:
@@ -188,23 +123,6 @@ def test_live_and_fused_give_the_same_output(adapter: Adapter, images: Tensor, l
     fuse_module(fused, [ScaledAdapter(adapter, lora_scale)])
     assert not torch.equal(fused(images), small_net(1)(images))
     torch.testing.assert_close(live(images), fused(images), rtol=1e-5, atol=1e-6)
-
-
-def test_several_adapters_live_and_fused(adapter: Adapter, images: Tensor) -> None:
-    several = [ScaledAdapter(adapter, 0.5), ScaledAdapter(adapter.filtered(lambda n: "head" in n), -1.5)]
-    live, fused = small_net(1), small_net(1)
-    inject(live, several)
-    fuse_module(fused, several)
-    torch.testing.assert_close(live(images), fused(images), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("put_in", BOTH)
-def test_full_rank_gives_the_tuned_network(save: Save, images: Tensor, put_in: PutIn) -> None:
-    paths = save("base.safetensors", small_state(1)), save("tuned.safetensors", small_state(2))
-    extracted = extract_files(*paths, rank=9999, conv_rank=9999, dtype=torch.float32)
-    net = small_net(1)
-    put_in(net, [ScaledAdapter(extracted.adapter)])
-    torch.testing.assert_close(net(images), small_net(2)(images), rtol=1e-5, atol=1e-5)
 
 
 CONVS: dict[str, dict[str, Any]] = {
@@ -227,51 +145,6 @@ def test_every_kind_of_conv(rand: Rand, options: dict[str, Any]) -> None:
     inject(convs[0], adapters)
     fuse_module(convs[1], adapters)
     torch.testing.assert_close(convs[0](images), convs[1](images), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("put_in", BOTH)
-def test_a_scale_of_0_touches_nothing(adapter: Adapter, put_in: PutIn) -> None:
-    net = small_net(1)
-    before = bits(net)
-    state = put_in(net, [ScaledAdapter(adapter, 0.0)])
-    assert bits(net) == before
-    assert hooks(net) == 0
-    take_out(state)
-    assert bits(net) == before
-
-
-@pytest.mark.parametrize("put_in", BOTH)
-def test_parameters_stay_the_same_objects_and_keep_their_gradients(adapter: Adapter, put_in: PutIn) -> None:
-    net = small_net(1)
-    objects = dict(net.named_parameters())
-    state = put_in(net, [ScaledAdapter(adapter)])
-    assert all(parameter is objects[name] for name, parameter in net.named_parameters())
-    assert all(parameter.requires_grad for parameter in net.parameters())
-    assert list(net.state_dict()) == list(small_net(1).state_dict())
-    take_out(state)
-    assert all(parameter is objects[name] for name, parameter in net.named_parameters())
-
-
-def test_a_tied_parameter_is_restored(rand: Rand) -> None:
-    net = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
-    net["b"].weight = net["a"].weight
-    before = bits(net)
-    modules = [LoraModule(ModuleName(name), rand(1, 4), rand(4, 1), 1.0) for name in ("a", "b")]
-    state = fuse_module(net, [ScaledAdapter(Adapter({module.name: module for module in modules}, {}))])
-    assert bits(net) != before
-    state.unfuse()
-    assert bits(net) == before
-
-
-def test_factors_and_a_dense_delta_of_two_adapters_for_one_weight(rand: Rand) -> None:
-    net, module = nn.Sequential(nn.Linear(6, 4)), LoraModule(ModuleName("0"), rand(2, 6), rand(4, 2), 2.0)
-    low_rank, dense = Adapter({module.name: module}, {}), Adapter({}, {weight_of(module.name): rand(4, 6)})
-    inputs, adapters = rand(3, 6), [ScaledAdapter(low_rank), ScaledAdapter(dense)]
-    live = inject(net, adapters)
-    first = net(inputs)
-    live.eject()
-    fuse_module(net, adapters)
-    torch.testing.assert_close(first, net(inputs), rtol=1e-5, atol=1e-5)
 
 
 def test_running_values_of_a_batch_norm_are_fused_and_restored(adapter: Adapter) -> None:

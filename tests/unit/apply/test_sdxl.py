@@ -67,31 +67,10 @@ def test_cropped_it_takes_the_columns_that_the_base_takes(sdxl: Adapter) -> None
         torch.testing.assert_close(cropped, whole[:, : LBM[name][1]])
 
 
-def test_dense_deltas_of_matrices_too(rand: Rand) -> None:
-    wide, other = OF_TEXT[0], ParamName("conv_in.bias")
-    adapter = Adapter({}, {wide: rand(*SDXL[wide]), other: rand(*SDXL[other])})
-    with pytest.warns(LbmLoraWarning, match="Left out: 1 delta "):
-        assert adapted_to_lbm(adapter, LBM).adapter.params == [other]
-    with pytest.warns(LbmLoraWarning, match="Cropped"):
-        found = adapted_to_lbm(adapter, LBM, crop=True).adapter
-    assert torch.equal(found.dense[wide], adapter.dense[wide][:, : LBM[wide][1]])
-    assert found.dense[other] is adapter.dense[other]
-
-
 @pytest.mark.parametrize("crop", [False, True])
 def test_an_lbms_own_lora_is_returned_as_it_is(rand: Rand, crop: bool) -> None:
     adapter = adapter_of(LBM, rand)
     assert adapted_to_lbm(adapter, LBM, crop=crop).adapter is adapter
-
-
-def test_other_differences_are_left_to_the_check_of_shapes(rand: Rand) -> None:
-    """More rows, fewer columns, and more columns elsewhere: no LoRA of SDXL."""
-    name = OF_TEXT[0]
-    out, columns = LBM[name]
-    conv = {ParamName("conv_in.weight"): (16, 5, 3, 3)}
-    for odd in ({name: (out + 1, columns + 1)}, {name: (out, columns - 1)}, conv):
-        adapter = adapter_of(odd, rand)
-        assert adapted_to_lbm(adapter, LBM).adapter is adapter
 
 
 def test_nothing_left_is_an_error_with_the_way_out(rand: Rand) -> None:

@@ -1,18 +1,16 @@
 """LoRAs of a command line: factors, the part that is kept, the checks, and the documented line."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, load_adapter, save_adapter
+from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
 from lbm_lora.apply import fitting_adapters, stack
 from lbm_lora.checkpoint import Component, Fingerprint, fingerprint, open_checkpoint
-from lbm_lora.configs.values import AlphaIs
-from lbm_lora.errors import AdapterError, ConfigError, PatternError, WrongBaseError
+from lbm_lora.errors import AdapterError, PatternError
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning
 
@@ -76,14 +74,6 @@ def test_everything_fits(base: Component, make: Make) -> None:
     ]
 
 
-def test_a_lora_of_dense_matrices_alone_has_no_line_on_modules(base: Component) -> None:
-    notes = Notes()
-    dense = {ParamName(f"{NAMES[0]}.weight"): torch.zeros(base.specs[ParamName(f"{NAMES[0]}.weight")].shape)}
-    with pytest.warns(LbmLoraWarning, match="which base it was made from"):
-        fitting_adapters(base, [Adapter({}, dense, AdapterMetadata(), "denoiser.")], [1.0], progress=notes)
-    assert notes.lines == ["Dense matrices applied: 1 of 1"]
-
-
 def test_only_attention(base: Component, make: Make) -> None:
     notes = Notes()
     path = make("a.safetensors", *NAMES, bias=True)
@@ -122,39 +112,6 @@ def test_the_base_is_read_last_and_once(base: Component, make: Make, monkeypatch
     assert len(read) == 1
 
 
-def test_another_base_stops_unless_allowed(base: Component, make: Make) -> None:
-    path = make("a.safetensors", *NAMES, made_from="0" * 32)
-    with pytest.raises(WrongBaseError, match=r"a\.safetensors was made from another base"):
-        fitting_adapters(base, [path], [1.0])
-    with pytest.warns(LbmLoraWarning, match="was made from another base"):
-        scaled, _ = fitting_adapters(base, [path], [1.0], allow_other_base=True)
-    assert len(scaled[0].adapter.modules) == 3
-
-
-def test_factors_are_checked(base: Component, make: Make) -> None:
-    path = make("a.safetensors", *NAMES)
-    scaled, _ = fitting_adapters(base, [path, path], [0.25])
-    assert [entry.lora_scale for entry in scaled] == [0.25, 0.25]
-    with pytest.raises(ConfigError, match=r"^lora_scale has 3 values for 2 LoRAs\."):
-        fitting_adapters(base, [path, path], [1.0, 2.0, 3.0])
-
-
-def test_scales_by_layer(base: Component, make: Make) -> None:
-    paths = [make("a.safetensors", *NAMES, bias=True), make("b.safetensors", NAMES[2])]
-    scaled, applied = fitting_adapters(base, paths, ["0.5,attn2=0", 2])
-    assert dict(scaled[0].scales) == {
-        "b.attn1.to_q.weight": 0.5,
-        "b.attn2.to_out.0.weight": 0.0,
-        "b.conv_in.weight": 0.5,
-        "b.attn2.to_out.0.bias": 0.0,
-    }
-    assert [entry.lora_scale for entry in applied] == ["0.5,attn2=0", 2.0]
-    with pytest.raises(PatternError, match=r"b\.safetensors: pattern 'attn2' matches none of 1 names"):
-        fitting_adapters(base, paths, ["0.5,attn2=0"])
-    with pytest.raises(ConfigError, match=r"^lora_scale must be finite, got nan\.$"):
-        fitting_adapters(base, paths, [float("nan")])
-
-
 def test_a_lora_of_sdxl_is_applied_without_what_sees_the_text(tmp_path: Path) -> None:
     shapes = {"b.attn2.to_k": (4, 6), "b.attn2.to_q": (4, 4), "b.attn1.to_k": (4, 4)}
     weights = {f"denoiser.{name}.weight": torch.randn(shape) for name, shape in shapes.items()}
@@ -176,46 +133,3 @@ def test_a_lora_of_sdxl_is_applied_without_what_sees_the_text(tmp_path: Path) ->
         (scaled,), (applied,) = fitting_adapters(base, [tmp_path / "sdxl.safetensors"], [1.0], crop=True)
     assert scaled.adapter.modules[ModuleName("b.attn2.to_k")].down.shape == (2, 6)
     assert (applied.modules, applied.left_out) == (3, ())
-
-
-def test_values_that_replace_the_bases_are_read_with_the_base(
-    base: Component, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given: list[Component | None] = []
-
-    def reading(source: Path, alpha_is: AlphaIs, *, base: Component | None = None) -> Adapter:
-        given.append(base)
-        return load_adapter(source, alpha_is, base=base)
-
-    monkeypatch.setattr(stack, "load_adapter", reading)
-    fitting_adapters(base, [make("a.safetensors", *NAMES)], [1.0])
-    assert given == [base]
-
-
-def test_adapters_stand_for_themselves_beside_paths(base: Component, make: Make) -> None:
-    path = make("a.safetensors", *NAMES)
-    adapter = replace(load_adapter(path), path=None)
-    scaled, applied = fitting_adapters(base, [path, adapter], [1.0])
-    assert [entry.path for entry in applied] == [path, Path("LoRA 2")]
-    assert scaled[1].adapter.params == scaled[0].adapter.params
-
-
-def test_what_alpha_means(base: Component, tmp_path: Path) -> None:
-    """The highest rank of a 4x6 matrix is 4: an alpha above it is the rank that was asked for, unless it is not."""
-    module = LoraModule(ModuleName(NAMES[0]), torch.ones(4, 6), torch.ones(4, 4), 16.0)
-    found = fingerprint(base)
-    metadata = AdapterMetadata(base_fingerprint=found.digest, base_tensors=found.packed())
-    path = tmp_path / "a.safetensors"
-    save_adapter(Adapter({module.name: module}, {}, metadata, "denoiser."), path)
-
-    def scaling(alpha_is: AlphaIs) -> float:
-        scaled, _ = fitting_adapters(base, [path], [1.0], alpha_is=alpha_is)
-        return scaled[0].adapter.modules[module.name].scaling
-
-    with pytest.warns(UserWarning, match=r"alpha exceeds the rank on 1 of 1 modules"):
-        assert scaling("auto") == 1
-    assert (scaling("rank"), scaling("file")) == (1, 4)
-
-
-def test_no_loras(base: Component) -> None:
-    assert fitting_adapters(base, [], [1.0]) == ([], ())

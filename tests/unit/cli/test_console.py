@@ -22,8 +22,8 @@ from pydantic import BaseModel
 from lbm_lora import errors
 from lbm_lora.cli.console import described, jsonable, session, warnings_as_lines
 from lbm_lora.errors import ConfigError, LbmLoraError, Option, QualityError
+from lbm_lora.fidelity.outputs import ImageScore, VariantScores
 from lbm_lora.progress import LbmLoraWarning, warn
-from lbm_lora.report import ImageScore, VariantScores
 from lbm_lora.signals import Terminated
 
 

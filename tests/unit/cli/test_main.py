@@ -13,7 +13,7 @@ from lbm_lora import __version__
 from lbm_lora.cli.commands import COMMANDS
 from lbm_lora.cli.main import main, parse
 from lbm_lora.errors import ConfigError
-from lbm_lora.factorize.rank import FixedRank
+from lbm_lora.factorize import FixedRank
 from lbm_lora.workflows import layers
 from standins import TINY, write_base, write_tuned
 

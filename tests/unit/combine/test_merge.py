@@ -1,13 +1,15 @@
-"""Merged LoRAs: the algebra of the sum, and what is stored of it."""
+"""Merged LoRAs: the algebra of the sum, the base, the options, and what is stored."""
 
 from collections.abc import Callable
 from itertools import permutations
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter import Adapter, AdapterBuilder, AdapterMetadata, Ledger, LoraModule, LoraScale
+from lbm_lora.adapter import Adapter, AdapterBuilder, AdapterMetadata, Ledger, LoraModule, LoraScale, store_outcomes
 from lbm_lora.combine import (
     Products,
     Ranks,
@@ -15,16 +17,18 @@ from lbm_lora.combine import (
     Summand,
     added_ranks,
     chosen_ranks,
-    combine_by,
     lossless_ranks,
-    store_merged,
+    merge_rule,
+    merged_base,
 )
 from lbm_lora.combine.products import SUM, Combine
+from lbm_lora.configs.merge import MergeConfig
 from lbm_lora.configs.rank_options import RankOptions
-from lbm_lora.errors import AdapterError
+from lbm_lora.errors import ConfigError, WrongBaseError
 from lbm_lora.factorize import FixedRank
 from lbm_lora.naming import ModuleName, ParamName
-from lbm_lora.ranks import rank_rule
+from lbm_lora.progress import LbmLoraWarning
+from lbm_lora.ranks import Choice, FixedRanks, rank_rule
 
 Rand = Callable[..., Tensor]
 LINEAR, CONV, SMALL, BIAS = (ParamName(f"{name}") for name in ("a.weight", "b.weight", "c.weight", "a.bias"))
@@ -48,7 +52,7 @@ def shrinking_of(
 
 def stored(shrinking: Shrinking, ranks: Ranks) -> tuple[Adapter, Ledger]:
     store = AdapterBuilder("denoiser.", shrinking.dtype, AdapterMetadata())
-    ledger = store_merged(shrinking, ranks, store)
+    (ledger,) = store_outcomes(shrinking.outcomes([Choice(ranks=dict(ranks), nbytes=0, error_sq=0.0)]), [store])
     return store.adapter(), ledger
 
 
@@ -90,13 +94,6 @@ def test_exact_keeps_the_factors(rand: Rand) -> None:
     assert (module.rank, module.scaling) == (6, 1.0)
 
 
-@pytest.mark.parametrize("order", list(permutations(range(3))))
-def test_the_order_does_not_matter(rand: Rand, order: tuple[int, ...]) -> None:
-    loras = [(lora(rand, rank), scale) for rank, scale in ((1, 1.0), (2, 0.5), (3, -1.0))]
-    found, _ = merged([Summand.of(*loras[index]) for index in order])
-    assert max(error(found, loras, name) for name in (LINEAR, CONV, SMALL, BIAS)) < 1e-6
-
-
 def test_a_scale_of_0_removes_a_lora_and_by_layer_a_layer(rand: Rand) -> None:
     one, two = lora(rand), lora(rand)
     found, _ = merged([Summand.of(one), Summand.of(two, 0.0)])
@@ -109,53 +106,12 @@ def test_a_scale_of_0_removes_a_lora_and_by_layer_a_layer(rand: Rand) -> None:
     assert error(found, [(one, 0.5)], CONV) < 1e-6
 
 
-def test_shared_directions_take_their_rank_once(rand: Rand) -> None:
-    one = lora(rand, 3)
-    found, _ = merged([Summand.of(one), Summand.of(one, 0.3)])
-    assert {module.rank for module in found.modules.values()} == {3}
-    assert max(error(found, [(one, 1.3)], name) for name in (LINEAR, CONV, BIAS)) < 1e-6
-
-
-def test_loras_that_cancel_are_said(rand: Rand) -> None:
-    one = lora(rand, 3, torch.bfloat16)
-    for scales in ((1.0, -1.0), (0.0, 0.0)):
-        with pytest.raises(AdapterError, match="nothing is left of the LoRAs"):
-            merged([Summand.of(one, scale) for scale in scales])
-
-
-def test_what_only_one_has_is_kept(rand: Rand) -> None:
-    one, two = lora(rand), lora(rand)
-    part = two.filtered(lambda name: name == LINEAR)
-    found, _ = merged([Summand.of(one), Summand.of(part, 2.0)])
-    assert error(found, [(one, 1.0), (part, 2.0)], LINEAR) < 1e-6
-    assert error(found, [(one, 1.0)], CONV) < 1e-6
-    assert error(found, [(one, 1.0)], BIAS) < 1e-6
-
-
 def test_dense_in_one_file_and_factors_in_the_other(rand: Rand) -> None:
     one, dense = lora(rand), Adapter({}, {LINEAR: rand(50, 60)})
     found, ledger = merged([Summand.of(one), Summand.of(dense, 0.5)])
     assert LINEAR in found.dense
     assert error(found, [(one, 1.0), (dense, 0.5)], LINEAR) < 1e-6
     assert ledger.total().relative_error < 1e-6
-
-
-def test_the_measured_error_is_that_of_the_stored_factors(rand: Rand) -> None:
-    loras = [(lora(rand), 1.0), (lora(rand), 0.5)]
-    found, ledger = merged([Summand.of(*one) for one in loras], dtype=torch.bfloat16)
-    for row in ledger:
-        assert row.measure.relative_error == pytest.approx(error(found, loras, row.name), rel=1e-3)
-        assert 1e-4 < row.measure.relative_error < 1e-2
-
-
-def test_other_methods_are_stored_too(rand: Rand) -> None:
-    shrinking = shrinking_of([Summand.of(lora(rand)), Summand.of(lora(rand))], combine=combine_by("ties"))
-    found, ledger = stored(shrinking, lossless_ranks(shrinking))
-    assert ledger.total().relative_error < 1e-6
-    delta, expected = found.delta(LINEAR), shrinking.products.dense(LINEAR)
-    assert delta is not None
-    assert expected is not None
-    torch.testing.assert_close(delta, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_rank_is_a_cap_and_its_error_the_least(rand: Rand) -> None:
@@ -177,3 +133,91 @@ def test_a_rule_chooses_for_all_layers_together(rand: Rand) -> None:
     found, ledger = stored(shrinking, chosen_ranks(shrinking, rule, AdapterMetadata()))
     assert 0.2 < ledger.total().relative_error <= 0.3
     assert len(found.modules) > 0
+
+
+def made_for(base: str, tuned: str = "", *, name: str = "", scale: float = 1.0) -> Summand:
+    module = LoraModule(ModuleName("a"), torch.ones(1, 2), torch.ones(2, 1), 1.0)
+    metadata = AdapterMetadata("1", base, f"tensors of {base}", tuned)
+    return Summand.of(Adapter({module.name: module}, {}, metadata, path=Path(f"{name or base}.safetensors")), scale)
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_a_chain_in_any_order(order: tuple[int, ...]) -> None:
+    loras = [
+        made_for("X", "Y", name="extraction"),
+        made_for("Y", "Z", name="further"),
+        made_for("Z", name="last"),
+    ]
+    found = merged_base([loras[index] for index in order])
+    assert (found.fingerprint, found.tensors, found.tuned) == ("X", "tensors of X", "")
+    assert found.labels == ("extraction.safetensors", "further.safetensors", "last.safetensors")
+
+
+@pytest.mark.parametrize(("scale", "tuned"), [(1.0, "Z"), (0.5, "")])
+def test_a_chain_of_extractions_leads_to_the_last_tuned(scale: float, tuned: str) -> None:
+    assert merged_base([made_for("Y", "Z"), made_for("X", "Y", scale=scale)]).tuned == tuned
+
+
+@pytest.mark.parametrize(
+    "loras",
+    [
+        [made_for("X"), made_for("Y")],
+        [made_for("X", "Y"), made_for("Z")],
+        [made_for("X", "Z"), made_for("Y", "Z")],
+        [made_for("X", "Y"), made_for("Y", "X")],
+        [made_for("W"), made_for("X", "Y"), made_for("Y", "X")],
+        [made_for("X", "Y"), made_for("X", "Z"), made_for("Y"), made_for("Z")],
+    ],
+)
+def test_bases_that_nothing_connects_are_refused_by_name(loras: list[Summand]) -> None:
+    with pytest.raises(WrongBaseError, match=r"different bases: .*To merge them all the same: allow_other_base"):
+        merged_base(loras)
+    with pytest.warns(LbmLoraWarning, match="different bases"):
+        found = merged_base(loras, allow_other_base=True)
+    assert found.fingerprint == loras[0].adapter.metadata.base_fingerprint
+    assert found.tuned == ""
+
+
+def test_a_lora_that_says_nothing_is_said() -> None:
+    with pytest.warns(LbmLoraWarning, match="does not say which base"):
+        found = merged_base([made_for("", name="old"), made_for("X", "Y")])
+    assert (found.fingerprint, found.tuned) == ("X", "")
+    with pytest.warns(LbmLoraWarning, match="does not say which base"):
+        assert merged_base([made_for("", name="old")]).fingerprint == ""
+
+
+def config(**options: Any) -> MergeConfig:
+    return MergeConfig(lora_path=(Path("a"), Path("b")), save_to=Path("m.safetensors"), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"exact": True, "rank": 4}, "exact and rank both choose the ranks"),
+        ({"rank": 4, "max_size": "1MB"}, "rank and max_size both choose the ranks"),
+        ({"exact": True, "method": "ties"}, "exact keeps the sum, method ties changes it"),
+        ({"conv_rank": 4}, "conv_rank needs rank"),
+        ({"calibration": Path("s")}, "calibration weighs what is lost, but nothing is lost: add rank"),
+        ({"calibration": Path("s"), "max_error": 0.1}, "use max_output_error"),
+        ({"max_output_error": 0.1}, "max_output_error needs the denoiser's output: add calibration"),
+        ({"density": 0.3}, "density is for method ties, dare and knots, not for sum"),
+        ({"density": 0.0, "method": "ties"}, "density must be above 0 and at most 1, got 0"),
+        ({"images": "photos"}, "images fits the scales to outputs: add base_model_path"),
+        ({"tuned_model_path": Path("t")}, "tuned_model_path is for fitting the scales: add images"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        merge_rule(config(**options))
+
+
+def test_the_rule_that_options_select() -> None:
+    assert merge_rule(config()) is None
+    assert merge_rule(config(exact=True)) is None
+    assert merge_rule(config(rank=8)) == FixedRanks(ranks=(FixedRank(linear=8, conv=4),))
+    assert merge_rule(config(rank=8, conv_rank=8)) == FixedRanks(ranks=(FixedRank(linear=8, conv=8),))
+    found = [merge_rule(config(**options)) for options in ({"max_size": "1MB"}, {"max_error": 0.1})]
+    assert [rule.option for rule in found if rule] == ["max_size", "max_error"]
+    with_output = merge_rule(config(max_output_error=0.1, calibration=Path("s")))
+    assert with_output is not None
+    assert with_output.option == "max_output_error"

@@ -14,7 +14,7 @@ from lbm_lora.errors import AdapterError, InputError
 from lbm_lora.factorize import FixedRank
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.ranks import FixedRanks, RankRule
-from lbm_lora.ranks.rules import ErrorLimit, SizeLimits
+from lbm_lora.ranks.rules import SizeLimits
 
 Rand = Callable[..., Tensor]
 BF16 = torch.bfloat16
@@ -69,18 +69,6 @@ def sizes(*nbytes: int) -> SizeLimits:
     return SizeLimits(nbytes=nbytes, words=tuple(f"{one}B" for one in nbytes))
 
 
-@pytest.mark.parametrize(("rank", "conv_rank", "expected"), [(8, None, (8, 4)), (7, None, (7, 4)), (5, 9, (5, 9))])
-def test_ranks_are_exactly_those_asked_for(
-    adapter: Adapter, rank: int, conv_rank: int | None, expected: tuple[int, int]
-) -> None:
-    (found,) = resized(adapter, fixed(rank, conv_rank))
-    assert found.adapter is not None
-    ranks = {(len(module.shape), module.rank) for module in found.adapter.modules.values()}
-    assert ranks == {(2, expected[0]), (4, expected[1])}
-    assert (found.rank, found.conv_rank, found.kept) == (*expected, 0)
-    assert found.ledger.total().relative_error == pytest.approx(error_of(found.adapter, adapter), rel=1e-3)
-
-
 @pytest.mark.parametrize("dtype", [BF16, torch.int8])
 def test_several_sizes_are_kept_and_used(adapter: Adapter, tmp_path: Path, dtype: torch.dtype) -> None:
     wanted = [70_000, 50_000, 40_000]
@@ -95,21 +83,6 @@ def test_several_sizes_are_kept_and_used(adapter: Adapter, tmp_path: Path, dtype
         assert one.predicted.error == pytest.approx(error_of(written, adapter), rel=0.05)
         errors.append(error_of(written, adapter))
     assert errors == sorted(errors)
-
-
-def test_at_equal_bytes_chosen_ranks_beat_equal_ones(adapter: Adapter, tmp_path: Path) -> None:
-    equal, chosen = tmp_path / "equal.safetensors", tmp_path / "chosen.safetensors"
-    resized(adapter, fixed(8), equal)
-    resized(adapter, sizes(equal.stat().st_size), chosen)
-    assert chosen.stat().st_size <= equal.stat().st_size
-    assert error_of(load_adapter(chosen), adapter) < 0.95 * error_of(load_adapter(equal), adapter)
-
-
-@pytest.mark.parametrize("limit", [0.3, 0.05])
-def test_an_error_is_reached_and_hardly_passed(adapter: Adapter, limit: float) -> None:
-    (found,) = resized(adapter, ErrorLimit(option="max_error", value=limit))
-    assert found.adapter is not None
-    assert 0.95 * limit < error_of(found.adapter, adapter) <= limit
 
 
 def test_an_int8_file_in_and_out(adapter: Adapter, tmp_path: Path) -> None:
@@ -147,18 +120,6 @@ def test_the_file_keeps_its_origin_and_says_what_changed(adapter: Adapter) -> No
     assert refinement == {"steps": 10, "images": "ab cd"}
     assert made.is_made_for_output
     assert {row.status for row in found.ledger} == {Status.LORA, Status.EXCLUDED}
-
-
-def test_a_file_is_what_is_kept_in_memory(adapter: Adapter, tmp_path: Path) -> None:
-    (memory,), (_,) = resized(adapter, fixed(6)), resized(adapter, fixed(6), tmp_path / "l.safetensors")
-    file = load_adapter(tmp_path / "l.safetensors")
-    assert memory.adapter is not None
-    assert file.metadata == memory.adapter.metadata
-    assert file.prefix == "denoiser."
-    for name, module in memory.adapter.modules.items():
-        assert torch.equal(module.up, file.modules[name].up)
-        assert torch.equal(module.down, file.modules[name].down)
-    assert all(torch.equal(delta, file.dense[name]) for name, delta in memory.adapter.dense.items())
 
 
 def test_what_cannot_be_made_is_said_and_nothing_is_written(adapter: Adapter, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from lbm_lora.adapter import Adapter, LoraModule, Status
 from lbm_lora.combine import Products, Summand
 from lbm_lora.combine.shrink import KEPT, Shrinking
-from lbm_lora.factorize import Factors, Moment, Weights, to_matrix
+from lbm_lora.factorize import Moment, Weights, to_matrix
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.ranks import Choice, WeightsOf, unweighted
 from spectra import bound_of
@@ -91,21 +91,6 @@ def test_no_rank_is_added_and_what_has_no_more_is_kept_to_the_bit(adapter: Adapt
     assert found.row.measure.relative_error < 1e-6
 
 
-def test_a_scaled_lora_is_not_kept_as_it_is(adapter: Adapter) -> None:
-    found = shrinking(adapter, scale=0.5).outcome(weight("conv"), 14)
-    assert found.module is not None
-    assert torch.allclose(found.module.delta(), 0.5 * adapter.modules[ModuleName("conv")].delta(), atol=1e-5)
-
-
-def test_a_matrix_that_the_file_has_dense_gets_ranks_too(adapter: Adapter) -> None:
-    delta = adapter.dense[weight("whole")]
-    few, all_of_them = (shrinking(adapter).outcome(weight("whole"), rank) for rank in (2, 6))
-    assert few.module is not None
-    assert float((delta - few.module.delta()).norm()) <= bound_of(delta, 2)
-    assert all_of_them.dense is not None
-    assert torch.equal(all_of_them.dense, delta)
-
-
 def test_biases_norms_and_what_is_left_out(adapter: Adapter) -> None:
     found = shrinking(adapter, torch.bfloat16, wide_bias="in --exclude", tall_weight="in --exclude")
     assert found.dense() == {"norm.weight": (7,)}
@@ -168,21 +153,3 @@ def test_in_an_outputs_norm_the_factors_are_the_best_there(adapter: Adapter, wei
         other = plain.outcome(weight(name), rank).module
         assert other is not None
         assert error < 0.97 * float(whitening(matrix - to_matrix(other.delta())).double().norm())
-
-
-def test_no_matrix_is_built_where_ranks_are_low(
-    adapter: Adapter, weights_of: WeightsOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    low, built = [weight("wide"), weight("tall"), weight("conv")], Factors.product
-    matrices = {tuple(to_matrix(torch.empty(SHAPES[name.removesuffix(".weight")])).shape) for name in low}
-
-    def product(self: Factors) -> Tensor:
-        assert (self.up.shape[0], self.down.shape[1]) not in matrices
-        return built(self)
-
-    monkeypatch.setattr(Factors, "product", product)
-    for weigh in (unweighted, weights_of):
-        found = shrinking(adapter, weights_of=weigh)
-        found.survey()
-        for name in low:
-            assert found.outcome(name, 3).module is not None

@@ -321,9 +321,7 @@ def modules(state: State) -> dict[str, ModuleType]:
     return found
 
 
-NODE_MODULES = tuple(
-    f"lbm_lora.comfy.{name}" for name in ("model_nodes", "lora_nodes", "checkpoint_nodes", "extension")
-)
+NODE_MODULES = ("lbm_lora.comfy.extension",)
 """Ours that import `comfy_api`: they are imported anew for each stand-in."""
 
 

@@ -1,5 +1,6 @@
 """A stand-in for ComfyUI with a small random LBM in its lists."""
 
+import asyncio
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -63,8 +64,7 @@ def comfy(standin: State) -> State:
 @pytest.fixture(scope="module")
 def run(standin: State) -> Run:
     """`run("LbmLoraLoadModel", checkpoint="base.safetensors", precision="fp32")`: outputs of a node."""
-    modules = ("model_nodes", "checkpoint_nodes", "lora_nodes")
-    nodes = [node for name in modules for node in import_module(f"lbm_lora.comfy.{name}").NODES]
+    nodes = asyncio.run(import_module("lbm_lora.comfy.extension").LbmLoraExtension().get_node_list())
     by_id = {node.define_schema().node_id: node for node in nodes}
 
     def execute(node_id: str, **inputs: Any) -> tuple[Any, ...]:

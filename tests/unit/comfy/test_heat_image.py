@@ -2,7 +2,7 @@
 
 from lbm_lora.adapter import Status
 from lbm_lora.comfy.heat_image import error_image, joint_error
-from lbm_lora.report import TensorResult
+from lbm_lora.fidelity.weights import TensorResult
 
 
 def row(name: str, error: float, norm: float = 1.0, shape: tuple[int, ...] = (4, 4)) -> TensorResult:

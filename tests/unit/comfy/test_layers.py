@@ -7,7 +7,7 @@ import torch
 from comfy_standin import Interrupted, State, layers
 from torch import nn
 
-from lbm_lora.comfy.layers import stop_when_interrupted, use_layers
+from lbm_lora.comfy.network import stop_when_interrupted, use_layers
 
 
 def network() -> Any:

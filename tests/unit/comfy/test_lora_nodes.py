@@ -12,7 +12,6 @@ from torch import Tensor
 from lbm_lora.adapter import Adapter
 from lbm_lora.comfy import files
 from lbm_lora.errors import AdapterError, ConfigError, OutputError
-from lbm_lora.private_folder import NOTE, NOTE_TEXT
 
 
 @pytest.mark.slow
@@ -114,19 +113,6 @@ def test_validate_gives_numbers_and_a_heat_map(run: Run) -> None:
     assert "total relative error" in summary
 
 
-def test_a_name_is_held_until_the_result_is_there(lists: Path) -> None:
-    """Two instances may write to one output folder, which may be on a disk that does not tell cases apart."""
-    with files.new_path("models/Lbm") as first:
-        with files.new_path("models/lbm") as second, files.new_path("models/lbm", "") as folder:
-            second.write_text("a result")
-        assert (first.name, second.name, folder.name) == (
-            "Lbm_00001_.safetensors",
-            "lbm_00002_.safetensors",
-            "lbm_00001_",
-        )
-    assert [path.name for path in first.parent.iterdir()] == ["lbm_00002_.safetensors"], "empty ones do not stay"
-
-
 def test_fuse_writes_a_checkpoint_with_the_lora_in_it(run: Run, lists: Path) -> None:
     (path,) = run(
         "LbmLoraFuse", checkpoint="base.safetensors", lora="relight.safetensors", filename_prefix="models/fused"
@@ -158,28 +144,3 @@ def test_a_name_that_is_a_link_is_kept_as_one(lists: Path) -> None:
     for name in ("..", "statistics/..", "statistics/../../x", ".", " "):
         with pytest.raises(OutputError, match="is not a name in ComfyUI's output folder"):
             files.output_path(name)
-
-
-def test_what_a_killed_instance_has_left_is_removed(lists: Path) -> None:
-    with files.new_path("loras/x") as path:
-        folder = path.parent
-    left = folder / ".x_00001_.safetensors.0.part"
-    left.mkdir()
-    (left / NOTE).write_bytes(NOTE_TEXT)
-    with files.new_path("loras/x") as path:
-        assert path.name == "x_00001_.safetensors"
-        assert not path.exists(), "no list shows a file that is not there yet"
-        with files.new_path("loras/x") as other:
-            assert other.name == "x_00002_.safetensors"
-    assert list(folder.iterdir()) == []
-
-
-def test_a_lora_that_comes_to_a_held_name_is_kept(lists: Path, tmp_path: Path) -> None:
-    """As another machine's does that a program copies into the folder."""
-    lora = Adapter.load(lists / "loras/relight.safetensors")
-    theirs = lora.cast(torch.float16).save(tmp_path / "theirs.safetensors").read_bytes()
-    with files.new_path("loras/x") as path:
-        path.write_bytes(theirs)
-        with pytest.raises(OutputError, match=r"x_00001_\.safetensors appeared while this command ran"):
-            lora.save(path)
-    assert path.read_bytes() == theirs

@@ -10,7 +10,7 @@ from comfy_standin import Interrupted, Run, State
 from PIL import Image
 from torch import Tensor
 
-from lbm_lora.comfy.values import as_photos
+from lbm_lora.comfy.files import as_photos
 from lbm_lora.errors import ConfigError, ImageError, WrongBaseError
 from lbm_lora.model.pipeline import LBMPipeline
 
@@ -135,7 +135,7 @@ def test_errors_of_loras_are_one_line_in_the_terms_of_the_node(run: Run, base: t
 def test_nodes_run_again_when_a_file_is_written_again(comfy: State, lists: Path) -> None:
     from importlib import import_module
 
-    nodes = import_module("lbm_lora.comfy.model_nodes")
+    nodes = import_module("lbm_lora.comfy.extension")
     file = lists / "loras/a.safetensors"
     file.write_bytes(b"1")
     inputs = {"lora": "a.safetensors", "strength": 1.0, "blocks": ""}
@@ -149,7 +149,7 @@ def test_nodes_run_again_when_a_file_is_written_again(comfy: State, lists: Path)
 def test_extract_runs_again_when_a_calibration_of_a_typed_path_is_written_again(comfy: State, tmp_path: Path) -> None:
     from importlib import import_module
 
-    node = import_module("lbm_lora.comfy.checkpoint_nodes").Extract
+    node = import_module("lbm_lora.comfy.extension").Extract
     file = tmp_path / "c.safetensors"
     inputs = {"base": "base.safetensors", "tuned": "tuned.safetensors", "rank": 4, "calibration": str(file)}
     absent = node.fingerprint_inputs(**inputs)

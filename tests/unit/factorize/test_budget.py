@@ -1,4 +1,4 @@
-"""Shares of a file's bytes, against every possible choice."""
+"""Shares of a file's bytes, for ranks and for bits, against every possible choice."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -8,8 +8,18 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lbm_lora.errors import InputError
-from lbm_lora.factorize import Allocation, Spectrum, allocate, allocate_error, curve, energy_rank, error_rank
+from lbm_lora.factorize import (
+    WIDTHS,
+    Allocation,
+    Spectrum,
+    WidthCosts,
+    allocate,
+    allocate_error,
+    allocate_widths,
+    allocate_widths_for,
+    energy_rank,
+    error_rank,
+)
 
 
 def spectrum(
@@ -89,11 +99,6 @@ def test_no_choice_of_the_size_that_was_reached_is_better(spectra: list[Spectrum
     assert anything.error_sq <= close(least_error(spectra, budget) + largest_gain(spectra), spectra)
 
 
-@given(some_spectra(), st.lists(st.integers(0, 120), max_size=5))
-def test_a_curve_is_what_each_budget_gives_alone(spectra: list[Spectrum], budgets: list[int]) -> None:
-    assert curve(spectra, budgets) == [allocate(spectra, budget) for budget in budgets]
-
-
 @given(some_spectra(), st.floats(0, 1.5))
 def test_an_error_is_reached_with_no_more_than_the_last_step_too_many(spectra: list[Spectrum], share: float) -> None:
     target = share * sum(one.error_sq(0) for one in spectra)
@@ -103,24 +108,6 @@ def test_an_error_is_reached_with_no_more_than_the_last_step_too_many(spectra: l
     assert found.error_sq <= target or found.error_sq <= close(lowest, spectra)
     smaller = [error for size, error in every_choice(spectra) if size < found.size]
     assert all(close(error, spectra) >= found.error_sq for error in smaller)
-
-
-def test_sensitive_layers_get_the_ranks() -> None:
-    strong, weak = spectrum([9, 4, 1], cost=10), spectrum([0.9, 0.4, 0.1], cost=10)
-    assert allocate([weak, strong], 30).ranks == (0, 3)
-    assert allocate([weak, strong], 45).ranks == (1, 3)
-
-
-def test_bytes_count_as_much_as_errors() -> None:
-    small, large = spectrum([3, 2], cost=10), spectrum([6, 4], cost=40)
-    assert allocate([small, large], 20).ranks == (2, 0)
-    assert allocate([small, large], 60).ranks == (2, 1)
-
-
-def test_what_is_left_goes_to_what_fits() -> None:
-    """The large delta is next in order, but its rank does not fit any more; a smaller one does, once."""
-    large, small = spectrum([100, 90], cost=50), spectrum([1, 0.5, 0.1], cost=4)
-    assert allocate([large, small], 58).ranks == (1, 2)
 
 
 def test_the_dense_delta_takes_the_place_of_many_ranks() -> None:
@@ -133,61 +120,9 @@ def test_the_dense_delta_takes_the_place_of_many_ranks() -> None:
     assert allocate([steep], 1000).ranks == (None,)
 
 
-def test_a_delta_without_a_matrix_is_dense_or_nothing() -> None:
-    bias, weight = spectrum([], rest=5, dense=8), spectrum([4], cost=10)
-    assert allocate([bias, weight], 10).ranks == (None, 0)
-    assert allocate([bias, weight], 18).ranks == (None, 1)
-    assert allocate([bias, weight], 7).ranks == (0, 0)
-
-
-def test_the_names_of_tensors_cost_as_well() -> None:
-    """With 100 bytes for having factors at all, two ranks at once are a better bargain than one."""
-    one, other = spectrum([10, 9, 1], cost=10, fixed=100), spectrum([7, 1], cost=10)
-    assert one.size(0) == 0
-    assert one.size(2) == 120
-    assert allocate([one, other], 125).ranks == (0, 2)
-    assert allocate([one, other], 135).ranks == (2, 1)
-
-
-def test_bytes_are_not_spent_on_nothing() -> None:
-    assert allocate([spectrum([0, 0], dense=9)], 1000).ranks == (0,)
-    assert allocate([spectrum([2, 0, 0])], 1000).ranks == (1,)
-    assert allocate([spectrum([2, 1], rest=5)], 1000) == Allocation((2,), 2, 5.0)
-    assert allocate([], 1000) == Allocation((), 0, 0)
-    assert allocate_error([], 0) == Allocation((), 0, 0)
-
-
-def test_small_errors_keep_their_digits() -> None:
-    """From 1 down to 1e-20: as energy minus kept energy it would be lost below 1e-16."""
-    falling = spectrum([10.0**-i for i in range(21)])
-    assert falling.error_sq(20) == 1e-20
-    assert allocate_error([falling], 1e-19).ranks == (20,)
-
-
-def test_an_error_that_choices_have_exactly_is_reached() -> None:
-    """Without a step more than it takes, and never missed by a rounding of the sums."""
-    generator = np.random.default_rng(0)
-    spectra = [spectrum(sorted(generator.random(30), reverse=True), rest=generator.random()) for _ in range(20)]
-    for budget in range(0, 600, 25):
-        expected = allocate(spectra, budget)
-        assert allocate_error(spectra, expected.error_sq) == expected
-
-
 def test_an_error_that_cannot_be_reached_takes_all() -> None:
     assert allocate_error([spectrum([2, 1], rest=5)], 0.1) == Allocation((2,), 2, 5.0)
     assert allocate_error([spectrum([2, 1], rest=5)], 8) == Allocation((0,), 0, 8.0)
-
-
-@pytest.mark.parametrize(
-    ("share", "rank"), [(0, 0), (0.5, 1), (0.79, 1), (0.81, 2), (0.95, 2), (0.96, 3), (0.97, None), (1, None)]
-)
-def test_the_rank_of_an_energy(share: float, rank: int | None) -> None:
-    assert energy_rank(spectrum([80, 15, 1], rest=4), share) == rank
-
-
-@pytest.mark.parametrize(("error", "rank"), [(2, 0), (1, 0), (0.9, 1), (0.45, 1), (0.44, 2), (0.21, 3), (0.19, None)])
-def test_the_rank_of_an_error(error: float, rank: int | None) -> None:
-    assert error_rank(spectrum([80, 15, 1], rest=4), error) == rank
 
 
 @given(some_spectra(plain=True), st.floats(0, 1))
@@ -202,15 +137,53 @@ def test_an_error_rank_is_the_smallest(spectra: list[Spectrum], error: float) ->
     assert energy_rank(whole, 1) == np.count_nonzero(whole.squares)
 
 
-@pytest.mark.parametrize(
-    "values", [{"squares": [-1.0]}, {"squares": [float("nan")]}, {"rest": -1}, {"rest": float("inf")}]
-)
-def test_errors_that_cannot_be_are_refused(values: dict[str, object]) -> None:
-    with pytest.raises(InputError, match=r"^a spectrum has values that are negative or not finite\.$"):
-        spectrum(**({"squares": [1.0]} | values))  # pyright: ignore
+BYTES = np.array([0, *WIDTHS])
 
 
-@pytest.mark.parametrize("values", [{"cost": 0}, {"fixed": -1}, {"dense": 0}])
-def test_bytes_that_cannot_be_are_refused(values: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="at least 1"):
-        spectrum([1.0], **values)
+def costs(
+    *squares: float, fixed: int = 0, dense: bool = False, is_needed: bool = False, rest: float = 0.0
+) -> WidthCosts:
+    noise = np.append(1.0, 4.0 ** -np.array(WIDTHS))
+    return WidthCosts(
+        errors=noise[:, None] * np.array(squares)[None],
+        nbytes=BYTES,
+        rest=rest,
+        fixed_bytes=fixed,
+        dense_errors=np.append(np.inf, noise[1:] * sum(squares)) if dense else None,
+        dense_bytes=3 * BYTES if dense else None,
+        is_needed=is_needed,
+    )
+
+
+@pytest.mark.parametrize("budget", [0, 3, 9, 20, 60, 1000])
+def test_no_choice_of_the_same_bytes_leaves_less(budget: int) -> None:
+    given = [costs(8.0, 1.0), costs(3.0)]
+    found = allocate_widths(given, budget)
+    assert found.nbytes <= budget
+    errors = np.concatenate([one.errors for one in given], axis=1)
+    every = list(product(range(len(BYTES)), repeat=3))
+    within = [
+        sum(errors[at, rank] for rank, at in enumerate(one)) for one in every if sum(BYTES[list(one)]) <= found.nbytes
+    ]
+    assert found.error_sq == pytest.approx(min(within))
+
+
+def test_the_smallest_that_meets_an_error() -> None:
+    given = [costs(8.0, 1.0), costs(3.0)]
+    found = allocate_widths_for(given, 0.01)
+    assert found.error_sq <= 0.01
+    assert allocate_widths(given, found.nbytes - 1).error_sq > 0.01
+
+
+def test_a_module_may_be_stored_dense_or_not_at_all() -> None:
+    dense = allocate_widths([costs(1.0, 1.0, 1.0, 1.0, dense=True)], 40)
+    assert dense.widths == (None,)
+    assert dense.dense[0] > 0
+    assert dense.nbytes == 3 * dense.dense[0]
+    nothing = allocate_widths([costs(1.0, fixed=100)], 50)
+    assert (nothing.widths, nothing.nbytes, nothing.error_sq) == (((0,),), 0, 1.0)
+
+
+def test_what_is_needed_is_never_left_out() -> None:
+    found = allocate_widths([costs(1e-9, is_needed=True), costs(5.0)], 0)
+    assert found.widths == ((2,), (0,))

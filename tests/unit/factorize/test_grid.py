@@ -42,12 +42,6 @@ def test_counts_stay_within_their_width(width: int) -> None:
     assert (error < 1.5 * 4.0 ** -(width - 2)).all()
 
 
-def test_a_row_of_zeros_stays_zero() -> None:
-    counts, unit = nearest(torch.zeros(1, 5), [4])
-    assert not counts.any()
-    assert unit.tolist() == [1.0]
-
-
 def test_noise_is_that_of_rounding() -> None:
     values, variances = rows(4, 160), torch.rand(160)
     noise = relative_noise(values, variances)

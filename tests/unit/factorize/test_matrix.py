@@ -1,4 +1,4 @@
-"""The matrix view of linear and conv weights."""
+"""Shapes and ranks of a weight's matrix."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from lbm_lora.factorize import down_shape, from_matrix, has_matrix_view, matrix_shape, rank_bound, to_matrix, up_shape
+from lbm_lora.errors import InputError
+from lbm_lora.factorize import FixedRank, down_shape, has_matrix_view, matrix_shape, rank_bound, to_matrix, up_shape
 
 LINEAR = st.tuples(st.integers(1, 9), st.integers(1, 9))
 CONV = st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 3), st.integers(1, 3))
@@ -17,16 +18,9 @@ def test_to_matrix_and_back(shape: tuple[int, ...]) -> None:
     weight = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
     matrix = to_matrix(weight)
     assert tuple(matrix.shape) == matrix_shape(shape)
-    assert torch.equal(from_matrix(matrix, shape), weight)
+    assert torch.equal(matrix.reshape(shape), weight)
     assert all(torch.equal(matrix[row], weight[row].flatten()) for row in range(shape[0]))
     assert rank_bound(shape) == min(matrix.shape)
-
-
-@given(LINEAR | CONV, st.integers(1, 9))
-def test_factors_have_the_shapes_of_a_file(shape: tuple[int, ...], rank: int) -> None:
-    up, down = torch.ones(up_shape(shape, rank)), torch.ones(down_shape(shape, rank))
-    assert (up.dim(), down.dim()) == (len(shape), len(shape))
-    assert tuple((up.flatten(1) @ down.flatten(1)).shape) == matrix_shape(shape)
 
 
 @pytest.mark.parametrize(("stride", "padding"), [(1, 0), (1, 1), (2, 1)])
@@ -36,18 +30,10 @@ def test_a_product_of_factors_is_two_convs_in_a_row(shape: tuple[int, ...], stri
     images = torch.randn(2, shape[1], 8, 7, generator=generator, dtype=torch.float64)
     up = torch.randn(up_shape(shape, 2), generator=generator, dtype=torch.float64)
     down = torch.randn(down_shape(shape, 2), generator=generator, dtype=torch.float64)
-    weight = from_matrix(to_matrix(up) @ to_matrix(down), shape)
+    weight = (to_matrix(up) @ to_matrix(down)).reshape(shape)
     once = functional.conv2d(images, weight, stride=stride, padding=padding)
     twice = functional.conv2d(functional.conv2d(images, down, stride=stride, padding=padding), up)
     torch.testing.assert_close(once, twice)
-
-
-@pytest.mark.parametrize(
-    ("shape", "bound"),
-    [((1280, 640), 640), ((4, 320, 3, 3), 4), ((320, 4, 3, 3), 36), ((320, 320, 3, 3), 320), ((7, 1, 1, 1), 1)],
-)
-def test_the_rank_of_a_conv_is_bound_by_its_whole_kernel(shape: tuple[int, ...], bound: int) -> None:
-    assert rank_bound(shape) == bound
 
 
 @pytest.mark.parametrize(
@@ -65,3 +51,30 @@ def test_the_rank_of_a_conv_is_bound_by_its_whole_kernel(shape: tuple[int, ...],
 )
 def test_what_has_a_matrix_view(shape: tuple[int, ...], expected: bool) -> None:
     assert has_matrix_view(shape) is expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank"),
+    [((64, 64), 32), ((8, 64), 8), ((64, 64, 3, 3), 16), ((4, 320, 3, 3), 4), ((320, 1, 3, 3), 9), ((64, 3, 1, 1), 3)],
+)
+def test_the_documented_ranks(shape: tuple[int, ...], rank: int) -> None:
+    assert FixedRank().rank_of(shape) == rank
+
+
+@pytest.mark.parametrize("rank", [0, -1, -9999])
+def test_a_rank_below_one_is_refused(rank: int) -> None:
+    with pytest.raises(InputError) as caught:
+        FixedRank(linear=rank)
+    text = "To leave layers out: exclude."
+    assert str(caught.value) == f"rank must be at least 1, got {rank}. {text}"
+    with pytest.raises(InputError) as caught:
+        FixedRank(conv=rank)
+    assert str(caught.value) == f"conv_rank must be at least 1, got {rank}. {text}"
+
+
+@pytest.mark.parametrize(
+    ("linear", "conv", "expected"),
+    [(32, None, 16), (16, None, 8), (3, None, 2), (1, None, 1), (9999, None, 9999), (16, 16, 16), (9999, 4, 4)],
+)
+def test_a_conv_rank_is_half_of_the_rank_unless_it_is_given(linear: int, conv: int | None, expected: int) -> None:
+    assert FixedRank.of(linear, conv) == FixedRank(linear=linear, conv=expected)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lbm_lora.errors import InputError
 from lbm_lora.factorize import Moment, MomentAccumulator, Root
+from lbm_lora.factorize.roots import cholesky, low_rank_root, triangular_root
 from spectra import SPECTRA, matrix_with
 
 Rand = Callable[..., Tensor]
@@ -78,23 +78,6 @@ def test_a_saved_state_goes_on_to_the_same_bytes(form: str, rand: Rand) -> None:
         assert part is None or torch.equal(part, same)
 
 
-def test_half_precision_rows_are_summed_in_fp32() -> None:
-    rows = torch.full((1000, 2), 1 / 16, dtype=torch.bfloat16)
-    accumulator = MomentAccumulator(2)
-    for part in rows.split(10):
-        accumulator.add(part)
-    torch.testing.assert_close(accumulator.result(count=1000).variances(), torch.full((2,), 2.0**-8).double())
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
-@pytest.mark.parametrize("form", FORMS)
-def test_rows_that_are_not_finite_are_told(form: str, value: float) -> None:
-    accumulator = MomentAccumulator(20, **FORMS[form])
-    accumulator.add(torch.full((1, 20), value))
-    with pytest.raises(InputError, match=r"^a second moment has values that are not finite\.$"):
-        accumulator.result()
-
-
 @pytest.mark.parametrize(
     ("size", "dense_up_to", "sketch_rank", "dense"), [(8, 8, 4, True), (9, 8, 4, False), (9, 0, 9, True)]
 )
@@ -123,31 +106,6 @@ def test_a_sketch_is_as_near_as_the_theory_has_it(name: str) -> None:
     # and the diagonal is kept
     torch.testing.assert_close(found.diagonal(), exact.diagonal(), rtol=1e-4, atol=1e-6 * float(exact.trace()))
     assert torch.linalg.eigvalsh(found).min() > -1e-7 * float(exact.trace())
-
-
-@pytest.mark.parametrize(("name", "gain"), [("exponential", 10), ("power 2", 10), ("power 1", 2.5), ("power 0.5", 1.2)])
-def test_a_sketch_is_nearer_than_the_diagonal(name: str, gain: float) -> None:
-    dense, sketched, diagonal = (whole(moment_of(form, spectrum=name)) for form in FORMS)
-    assert gain * (sketched - dense).norm() < (diagonal - dense).norm()
-
-
-def test_a_sketch_of_fewer_rows_than_columns_is_exact(rand: Rand) -> None:
-    rows = rand(5, 64)
-    accumulator = MomentAccumulator(64, **SKETCHED)
-    accumulator.add(rows)
-    exact = rows.double().mT @ rows.double()
-    torch.testing.assert_close(whole(accumulator.result()), exact, rtol=0, atol=1e-5 * float(exact.trace()))
-
-
-def test_nothing_added_is_zero() -> None:
-    for kinds in FORMS.values():
-        accumulator = MomentAccumulator(20, **kinds)
-        moment = accumulator.result()
-        assert accumulator.is_zero
-        root = moment.root(1e-3)
-        assert moment.trace == 0
-        assert torch.equal(root.times(torch.ones(2, 20)), torch.zeros(2, 20))
-        assert torch.equal(root.solve(torch.ones(2, 20)), torch.zeros(2, 20))
 
 
 @given(
@@ -179,18 +137,6 @@ def test_quadratic_and_trace(form: str, repeat: int, rand: Rand) -> None:
     assert moment.quadratic(matrix) == pytest.approx(float(weighed), rel=1e-4)
 
 
-@pytest.mark.parametrize("scale", [1e-12, 1e12])
-@pytest.mark.parametrize("form", FORMS)
-def test_the_scale_does_not_matter(form: str, scale: float, rand: Rand) -> None:
-    rows, matrix = matrix_with(60, 40, SPECTRA["power 1"]), rand(3, 40)
-    roots: list[Tensor] = []
-    for factor in (1.0, scale):
-        accumulator = MomentAccumulator(40, **FORMS[form])
-        accumulator.add(rows * factor)
-        roots.append(accumulator.result().root(1e-3).times(matrix) / factor)
-    torch.testing.assert_close(roots[1], roots[0], rtol=1e-3, atol=1e-5 * float(roots[0].abs().max()))
-
-
 def test_a_conv_shares_the_moment_of_its_channels_between_positions(rand: Rand) -> None:
     """In (in, kh, kw) order: the mean over positions of ||W_position x||^2, summed."""
     weight, rows = rand(3, 5, 2, 2), rand(50, 5)
@@ -200,36 +146,50 @@ def test_a_conv_shares_the_moment_of_its_channels_between_positions(rand: Rand) 
     assert accumulator.result().quadratic(weight.flatten(1)) == pytest.approx(float(outputs.square().sum() / 50))
 
 
-def test_rounding_below_zero_is_raised() -> None:
-    """An eigenvalue of -1e-5 is no moment's, but sums in fp32 may come to it."""
-    vectors = torch.linalg.qr(matrix_with(16, 16, SPECTRA["power 1"]).double()).Q
-    values = torch.ones(16, dtype=torch.float64)
-    values[-1] = -1e-5
-    moment = Moment(dense=((vectors * values) @ vectors.mT).float())
-    found = as_matrix(moment.root(1e-6), 16)
-    values[-1] = 0
-    expected = (vectors * values) @ vectors.mT
-    assert torch.isfinite(found).all()
-    torch.testing.assert_close(found @ found.mT, expected, rtol=0, atol=2e-5)
+SIZE, RANK = 7, 3
 
 
-@pytest.mark.parametrize("ridge", [0.0, -1.0, float("nan")])
-def test_a_ridge_that_is_not_above_zero_is_refused(ridge: float) -> None:
-    with pytest.raises(InputError) as caught:
-        Moment(diagonal=torch.ones(3)).root(ridge)
-    assert str(caught.value) == f"the ridge of a second moment must be above 0, got {ridge:g}."
+def moment_parts(seed: int) -> tuple[Tensor, Tensor]:
+    """The diagonal and the factor of a moment, fp64."""
+    draw = torch.Generator().manual_seed(seed)
+    diagonal = 0.5 + torch.rand(SIZE, generator=draw, dtype=torch.float64)
+    return diagonal, torch.randn(SIZE, RANK, generator=draw, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("parts", [(), ("dense", "diagonal"), ("factor",), ("dense", "factor")])
-def test_a_moment_has_one_form(parts: tuple[str, ...]) -> None:
-    values: dict[str, Any] = {name: torch.ones(3) if name == "diagonal" else torch.ones(3, 3) for name in parts}
-    with pytest.raises(InputError, match="must be dense, or a diagonal with or without a low-rank factor"):
-        Moment(**values)
+def root_of(kind: str, seed: int, repeat: int = 1) -> tuple[Root, Tensor]:
+    """A root, and its M as a matrix."""
+    diagonal, factor = moment_parts(seed)
+    moment = torch.diag(diagonal) + factor @ factor.mT
+    root = triangular_root(moment, 1e-6, repeat) if kind == "triangular" else low_rank_root(diagonal, factor, repeat)
+    return root, moment
 
 
-def test_a_moment_moves_between_devices(rand: Rand) -> None:
-    moment = Moment(diagonal=rand(3).abs(), factor=rand(3, 2), repeat=4).to(torch.device("meta"))
-    assert moment.diagonal is not None
-    assert moment.factor is not None
-    assert (moment.dense, moment.repeat) == (None, 4)
-    assert (moment.diagonal.device.type, moment.factor.device.type) == ("meta", "meta")
+KINDS = pytest.mark.parametrize("kind", ["triangular", "low rank"])
+
+
+@KINDS
+def test_one_moment_holds_for_every_position_of_a_kernel(kind: str, rand: Rand) -> None:
+    plain, repeated = root_of(kind, 0)[0], root_of(kind, 0, repeat=4)[0]
+    matrix = rand(5, SIZE * 4)
+    whole = torch.kron(plain.times(torch.eye(SIZE)), torch.eye(4))  # columns are ordered (n, repeat)
+    torch.testing.assert_close(repeated.times(matrix), matrix @ whole)
+
+
+def test_where_the_moment_is_zero_a_solution_is_zero(rand: Rand) -> None:
+    diagonal, factor = moment_parts(0)
+    diagonal[2], factor[2] = 0, 0
+    root, matrix = low_rank_root(diagonal, factor), rand(5, SIZE)
+    for made in (root.times(matrix), root.solve(matrix)):
+        assert torch.isfinite(made).all()
+        assert (made[:, 2] == 0).all()
+    without = torch.arange(SIZE) != 2
+    torch.testing.assert_close(root.solve(root.times(matrix))[:, without], matrix[:, without], rtol=1e-4, atol=1e-4)
+
+
+def test_eigenvalues_that_rounding_made_negative_are_raised_to_the_floor() -> None:
+    vectors = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
+    values = torch.tensor([3.0, 1.0, 0.5, -1e-3], dtype=torch.float64)
+    lower = cholesky((vectors * values) @ vectors.mT, floor=1e-2)
+    assert (lower.triu(1) == 0).all()
+    raised = torch.linalg.eigvalsh(lower @ lower.mT)
+    torch.testing.assert_close(raised, torch.tensor([1e-2, 0.5, 1.0, 3.0], dtype=torch.float64))

@@ -1,15 +1,17 @@
 """A network with other weights: outputs compared, and its own weights put back."""
 
+import math
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lbm_lora.errors import InputError
-from lbm_lora.fidelity.network import Run, component_of, kept_weights, network_errors, outputs_of, put_deltas
+from lbm_lora.fidelity.network import Network, Run, component_of, kept_weights, network_errors, outputs_of
+from lbm_lora.fidelity.network_trial import NetworkTrial, check_outputs, network_checks
 from lbm_lora.fidelity.output_errors import relative_error
 from lbm_lora.naming import ParamName
+from lbm_lora.progress import SILENT
 from lbm_lora.verbs.extract import extract
 
 
@@ -52,26 +54,56 @@ def test_errors_are_those_of_fused_weights_and_the_network_is_left_as_it_was() -
     assert found.typical < found.typical_base
 
 
-def test_weights_come_back_after_an_error() -> None:
-    tuned = net(2)
-    before = tuned(torch.ones(1, 2, 5, 5))
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.out = nn.Embedding(40, 8), nn.Linear(8, 3)
 
-    def fail() -> None:
-        with kept_weights(tuned):
-            put_deltas(tuned, component_of(net(1)))
-            assert not torch.equal(tuned(torch.ones(1, 2, 5, 5)), before)
-            raise RuntimeError("stopped")
-
-    with pytest.raises(RuntimeError, match="stopped"):
-        fail()
-    assert torch.equal(tuned(torch.ones(1, 2, 5, 5)), before)
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        return self.out(self.words(tokens) * mask[..., None])
 
 
-def test_samples_must_be_the_same_each_time() -> None:
-    base, tuned = net(1), net(2)
-    lora = extract(base, tuned, rank=1, device="cpu")
-    data = iter([torch.zeros(1, 2, 5, 5)] * 3)
-    with pytest.raises(InputError, match="run yielded 3 samples first, and then another number"):
-        network_errors(tuned, lambda: (tuned(one) for one in data), component_of(base), lora)
-    with pytest.raises(InputError, match="run yields no sample"):
-        network_errors(tuned, list, component_of(base), lora)
+def network(seed: int = 0, count: int = 12) -> Network:
+    torch.manual_seed(seed)
+    module = Words().eval()
+
+    def run() -> Iterator[Tensor]:
+        for index in range(count):
+            yield module(torch.arange(5)[None] + index % 3, mask=torch.tensor([[0, 1, 1, 1, 1]]))
+
+    return Network(module, run)
+
+
+def test_checks_are_the_held_samples_as_they_are_and_with_other_words() -> None:
+    tuned = network()
+    checks = network_checks(tuned, 12)
+    assert [one.sample for one in checks if one.kind == "held"] == [2, 6, 10]
+    assert [one.sample for one in checks if one.kind == "content"] == [0, 1, 3, 4, 6, 7, 9, 10]
+    outputs = list(tuned.run())
+    assert torch.equal(checks[1].wanted, outputs[6].detach())
+    assert not torch.allclose(checks[5].wanted, outputs[3].detach())
+    assert torch.equal(checks[5].wanted[:, 0], outputs[3][:, 0].detach())  # the mask stayed
+    again = dict(check_outputs(tuned, "content", {one.sample for one in checks[3:]}))
+    assert all(torch.equal(again[one.sample], one.wanted) for one in checks[3:])
+    assert not tuned.module._forward_pre_hooks
+    assert network_checks(tuned, 3) == ()
+
+
+def test_the_tuned_network_has_no_error_and_the_base_its_own() -> None:
+    tuned, base = network(), network(1)
+    trial = NetworkTrial(tuned, component_of(base.module), network_checks(tuned, 12), SILENT)
+    assert trial.has_points
+    assert trial.images() is None
+    before = trial.error()
+    assert before is not None
+    assert before.typical < 1e-6
+    with kept_weights(tuned.module):
+        trial.take()
+        found = trial.error()
+    assert found is not None
+    with torch.no_grad():
+        pairs = list(zip(base.run(), network().run(), strict=True))
+    errors = [float((pairs[index][0] - pairs[index][1]).norm() / pairs[index][1].norm()) for index in (2, 6, 10)]
+    assert found.typical == pytest.approx(math.prod(errors) ** (1 / 3), rel=1e-4)
+    assert found.shifted.keys() == {"content"}
+    assert found.shifted["content"] != pytest.approx(found.typical, rel=1e-3)

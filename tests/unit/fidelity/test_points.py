@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-from lbm_lora.fidelity.points import bridge_points, generator, image_latent, image_noise, shared_noise
+from lbm_lora.fidelity.points import bridge_points, generator, image_latent, image_noise
 from lbm_lora.imaging.buckets import to_bucket
 from lbm_lora.model.bridge_pipeline import standard_normal
 from lbm_lora.model.build import LBMModel
@@ -35,15 +34,6 @@ def test_states_lie_on_the_bridge_to_the_models_own_prediction(model: LBMModel, 
     assert not any(point.state.requires_grad for point in points)
 
 
-def test_the_first_timestep_needs_no_target(
-    model: LBMModel, images: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = image_latent(model, images[0], size=64)
-    monkeypatch.setattr(LBMModel, "denoise", lambda *_: pytest.fail("the network was called"))
-    (point,) = bridge_points(model, source, ((1000.0, 1.0),), image_noise(0, 0))
-    assert torch.equal(point.state, source)
-
-
 def test_noise_depends_on_seed_image_and_timestep(model: LBMModel, images: tuple[Path, ...]) -> None:
     source = image_latent(model, images[0], size=64)
 
@@ -54,11 +44,3 @@ def test_noise_depends_on_seed_image_and_timestep(model: LBMModel, images: tuple
     assert not torch.equal(state(0, 1), state(0, 2))
     assert not torch.equal(state(0, 1), state(1, 1))
     assert generator(0, 1, 500.0, "noise").initial_seed() != generator(0, 1, 250.0, "noise").initial_seed()
-
-
-def test_shared_noise_is_one_stream() -> None:
-    noise_at, other = shared_noise(4), shared_noise(4)
-    drawn = [torch.randn(3, generator=noise_at(timestep)) for timestep in (1000.0, 500.0)]
-    again = [torch.randn(3, generator=other(timestep)) for timestep in (250.0, 750.0)]
-    assert all(torch.equal(one, two) for one, two in zip(drawn, again, strict=True))
-    assert not torch.equal(*drawn)

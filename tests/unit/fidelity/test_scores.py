@@ -2,20 +2,19 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 from two_levels import translate
 
-from lbm_lora.errors import ConfigError, ImageError
+from lbm_lora.errors import ConfigError
 from lbm_lora.fidelity.answers import Answer, Question, answer, question
 from lbm_lora.fidelity.output_errors import relative_error
+from lbm_lora.fidelity.outputs import OutputComparison
 from lbm_lora.fidelity.scores import compared, scores
 from lbm_lora.imaging.metrics import psnr, ssim
 from lbm_lora.model.build import LBMModel, load_model
-from lbm_lora.report import OutputComparison
 from standins import TINY, write_base, write_tuned
 
 TIMESTEPS = (1000.0, 750.0, 500.0, 250.0)
@@ -98,20 +97,6 @@ def test_an_answer_is_the_pipelines(models: dict[str, LBMModel], images: list[Te
             assert torch.equal(found.predictions[point.timestep], expected)
 
 
-def test_no_call_of_the_denoiser_is_made_twice(models: dict[str, LBMModel], asked: list[Question]) -> None:
-    calls: list[float] = []
-    handle = models["base"].denoiser.register_forward_pre_hook(lambda _, inputs: calls.append(float(inputs[1])))
-    answer(models["base"], asked[0], (1, 2, 4))
-    handle.remove()
-    assert sorted(calls) == [250, 250, 500, 500, 500, 750, 750, 1000]
-
-
-def test_a_result_that_is_not_finite_is_an_error(models: dict[str, LBMModel], asked: list[Question]) -> None:
-    broken = replace(asked[0], source=torch.full_like(asked[0].source, math.nan))
-    with pytest.raises(ImageError, match=r"^the image of 1 steps holds \d+ non-finite values .* fp32 has room"):
-        answer(models["base"], broken, (1,))
-
-
 def test_the_scores_are_those_of_the_images(models: dict[str, LBMModel], asked: list[Question]) -> None:
     found, wanted = (answer(models[name], asked[0], (1, 2)) for name in ("base", "tuned"))
     mask = torch.zeros(64, 64)
@@ -132,50 +117,6 @@ def test_the_scores_are_those_of_the_images(models: dict[str, LBMModel], asked: 
     assert {score.psnr for score in same.images} == {math.inf}
     assert {score.error for score in same.denoiser} == {0.0}
     assert same.images[0].mask_psnr is None
-
-
-def test_everything_is_put_in_its_place(models: dict[str, LBMModel], asked: list[Question]) -> None:
-    outputs = {name: [answer(model, posed, (1, 2)) for posed in asked] for name, model in models.items()}
-    report = compare(outputs, ["a.png", "b.png"], seed=3)
-    assert (report.reference, report.steps, report.timesteps) == ("tuned", (1, 2), TIMESTEPS)
-    assert (report.dtype, report.device, report.seed, report.lpips) == ("bf16", "cpu", 3, None)
-    assert [(i.image, i.width, i.height) for i in report.images] == [("a.png", 64, 64), ("b.png", 80, 48)]
-    second = report.images[1].scores[0].images[1]
-    assert second.psnr == psnr(outputs["base"][1].images[2], outputs["tuned"][1].images[2])
-
-
-def test_mean_and_worst() -> None:
-    outputs = {"base": [flat(v) for v in (0.2, 0.02, 0.0)], "tuned": [flat(0.0)] * 3}
-    report = compare(outputs, ["a", "b", "c"])
-    (base,) = report.summary
-    assert (base.variant, base.steps) == ("base", 1)
-    assert float(base.mean_psnr) == pytest.approx(30.0, abs=1e-4)
-    assert float(base.worst_psnr) == pytest.approx(20.0, abs=1e-4)
-    assert (base.worst_image, base.equal_images, base.mean_lpips) == ("a", 1, None)
-    source, later = report.denoiser
-    assert (source.timestep, later.timestep) == (1000.0, 500.0)
-    assert float(source.mean_error) == pytest.approx(0.22 / 3, abs=1e-6)
-    assert float(source.worst_error) == pytest.approx(0.2, abs=1e-6)
-    assert float(later.mean_error) == pytest.approx(0.44 / 3, abs=1e-6)
-    assert (source.worst_image, later.worst_image) == ("a", "a")
-
-
-def test_each_number_of_steps_has_its_own_summary() -> None:
-    outputs = {
-        "base": [flat(0.02, steps=(1, 2))],
-        "base + LoRA": [flat(0.002, steps=(1, 2))],
-        "tuned": [flat(0.0, steps=(1, 2))],
-    }
-    found = [(e.steps, e.variant, round(float(e.worst_psnr), 3)) for e in compare(outputs, ["a"]).summary]
-    assert found == [(1, "base", 40.0), (1, "base + LoRA", 60.0), (2, "base", 20.0), (2, "base + LoRA", 40.0)]
-
-
-def test_equal_images_have_an_infinite_psnr() -> None:
-    outputs = {"base": [flat(0.1)], "same": [flat(0.0)], "tuned": [flat(0.0)]}
-    found = compare(outputs, ["a"], seed=9)
-    assert found.images[0].scores[1].images[0].psnr == math.inf
-    assert found.summary[1].mean_psnr == math.inf
-    assert (found.steps, found.seed) == ((1,), 9)
 
 
 def test_nothing_to_compare_is_said() -> None:

@@ -2,11 +2,9 @@
 
 import io
 
-import pytest
-import torch
 from PIL import Image
 
-from lbm_lora.fidelity.shown import ShownImage, side_by_side, tile
+from lbm_lora.fidelity.shown import ShownImage
 
 
 def shown(*variants: str) -> ShownImage:
@@ -29,15 +27,3 @@ def test_images_are_encoded_without_loss() -> None:
     colours = [Image.open(io.BytesIO(data)).getpixel((5, 5)) for data in (*found.views.values(), found.difference)]
     assert colours == [(10, 0, 0), (20, 0, 0), (30, 0, 0), (40, 0, 0), (50, 0, 0), (0, 99, 0)]
     assert found.difference_title == "base + LoRA minus tuned, 8 times amplified; grey: no difference"
-
-
-@pytest.mark.parametrize(("variants", "columns"), [((), 4), (("base + LoRA",), 5), (("base + LoRA", "small"), 5)])
-def test_side_by_side_has_one_lora(variants: tuple[str, ...], columns: int) -> None:
-    grid = Image.open(io.BytesIO(side_by_side([shown(*variants)])))
-    reds = {grid.getpixel((x, grid.height - 50)) for x in range(grid.width)} - {(255, 255, 255)}
-    assert len(reds) == columns
-
-
-def test_large_images_are_reduced() -> None:
-    assert tile(torch.zeros(3, 500, 1000)).size == (512, 256)
-    assert tile(torch.zeros(3, 64, 32)).size == (32, 64)

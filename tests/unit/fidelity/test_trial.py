@@ -1,6 +1,5 @@
 """A LoRA tried in memory against the models built from files."""
 
-import math
 from collections.abc import Generator
 from pathlib import Path
 
@@ -20,8 +19,6 @@ from lbm_lora.fidelity.trial import LoraTrial
 from lbm_lora.imaging.buckets import to_bucket
 from lbm_lora.imaging.metrics import psnr
 from lbm_lora.model.build import LBMModel, load_model
-from lbm_lora.naming import ParamName
-from lbm_lora.ranks import TrialImages
 from standins import Lbm
 
 FP32 = DeltaSettings(dtype=torch.float32)
@@ -84,30 +81,9 @@ def error_of(tried: LoraTrial) -> float:
     return found.typical
 
 
-def relative(one: Tensor, other: Tensor) -> float:
-    return float((one - other).norm() / other.norm())
-
-
 def outputs(model: LBMModel) -> list[Tensor]:
     with torch.no_grad():
         return [model.denoise(one.state, torch.tensor([one.timestep])) for one in POINTS]
-
-
-def test_the_base_is_the_base(lbm: Lbm, plan: Plan) -> None:
-    tuned, base = (outputs(load_model(path, dtype=torch.float32)) for path in (lbm.tuned, lbm.base))
-    errors = [relative(one, other) for one, other in zip(base, tuned, strict=True)]
-    listener = Listener()
-    tried = trial(lbm, plan, listener)
-    assert error_of(tried) == pytest.approx(1e-6, abs=1e-6)  # no delta was put in yet
-    first = tried.error()
-    assert first is not None
-    assert first.shifted == {"content": pytest.approx(0.5, rel=1e-3)}
-    tried.take()
-    expected = math.exp(0.7 * math.log(errors[0]) + 0.3 * math.log(errors[1]))
-    assert error_of(tried) == pytest.approx(expected, rel=1e-4)
-    assert tried.images() is None
-    assert "checking the prediction" in listener.begun
-    assert listener.missing == 0
 
 
 def test_every_delta_makes_the_tuned_model_and_fewer_do_not(lbm: Lbm, plan: Plan) -> None:
@@ -119,20 +95,6 @@ def test_every_delta_makes_the_tuned_model_and_fewer_do_not(lbm: Lbm, plan: Plan
     tried.take()
     whole, little, nothing = *found, error_of(tried)
     assert whole < 1e-4 < little < nothing
-
-
-def test_weights_are_exactly_base_plus_delta_of_the_last_take(lbm: Lbm, plan: Plan) -> None:
-    tried = trial(lbm, plan, Listener(), checks=())
-    ranks = [FixedRank(linear=9999, conv=9999), FixedRank(linear=2, conv=1)]
-    first, last = ([outcome for (outcome,) in DirectPass([plan.with_ranks(rank)], FP32)] for rank in ranks)
-    tried.take(one.stored() for one in first)
-    tried.take(one.stored() for one in last)
-    stored = {one.row.name: one.module.delta() if one.module is not None else one.dense for one in last}
-    base = plan.pairing.base
-    for name, parameter in tried._model.denoiser.named_parameters():  # pyright: ignore[reportPrivateUsage]
-        delta = stored.get(ParamName(name))
-        expected = base.read(ParamName(name)).float()
-        assert torch.equal(parameter, expected if delta is None else expected + delta.float()), name
 
 
 def test_a_large_network_gives_the_same_errors_with_its_weights_in_the_file(
@@ -151,35 +113,6 @@ def test_a_large_network_gives_the_same_errors_with_its_weights_in_the_file(
     assert sum(one.numel() for one in streamed._model.denoiser.parameters()) == 0  # pyright: ignore[reportPrivateUsage]
 
 
-def test_a_large_network_is_run_at_few_checks_of_each_kind(
-    lbm: Lbm, plan: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held, other, shifted = checks(lbm)
-    monkeypatch.setattr("lbm_lora.model.build.LARGE", 0)
-    listener = Listener()
-    tried = trial(lbm, plan, listener, checks=[held, held, other, other, shifted, shifted])
-    tried.take()
-    few = trial(lbm, plan, Listener(), checks=[held, other, shifted])
-    few.take()
-    assert error_of(tried) == pytest.approx(error_of(few))
-    assert len(tried._checks) == 3  # pyright: ignore[reportPrivateUsage]
-
-
-def test_what_was_excluded_stays_the_bases(lbm: Lbm) -> None:
-    with open_checkpoint(lbm.base) as base, open_checkpoint(lbm.tuned) as tuned:
-        everything = base.component(), tuned.component(), FixedRank(linear=9999, conv=9999)
-        plan = plan_extraction(*everything, exclude=("conv_out",))
-        tried = trial(lbm, plan, Listener())
-        tried.take(outcome.stored() for (outcome,) in DirectPass([plan], FP32))
-        model = load_model(lbm.tuned, dtype=torch.float32)
-        wanted = outputs(model)
-        for leaf in ("weight", "bias"):
-            getattr(model.denoiser.conv_out, leaf).data = base.component().read(f"conv_out.{leaf}").float()  # pyright: ignore
-    errors = [relative(one, other) for one, other in zip(outputs(model), wanted, strict=True)]
-    expected = math.exp(0.7 * math.log(errors[0]) + 0.3 * math.log(errors[1]))
-    assert error_of(tried) == pytest.approx(expected, rel=1e-3)
-
-
 def test_images_are_those_of_inference(lbm: Lbm, plan: Plan, image: Path) -> None:
     tuned, base = (load_model(path, dtype=torch.float32) for path in (lbm.tuned, lbm.base))
     source = to_bucket(Image.open(image), tuned.size, step=tuned.pixels_per_latent)
@@ -190,17 +123,3 @@ def test_images_are_those_of_inference(lbm: Lbm, plan: Plan, image: Path) -> Non
     assert found is not None
     assert (found.worst_image, found.worst_psnr) == ("a.png", pytest.approx(expected, rel=1e-4))
     assert tried.error() is None
-
-
-def test_the_worst_and_the_mean() -> None:
-    images = TrialImages(psnrs=(("a.png", 40.0), ("b.png", 30.0), ("c.png", 50.0)))
-    assert (images.worst_image, images.worst_psnr) == ("b.png", 30.0)
-    assert (images.mean_psnr, images.count) == (40.0, 3)
-
-
-def test_files_are_not_written_to(lbm: Lbm, plan: Plan) -> None:
-    """Weights in the dtype of a file are views of it."""
-    before = lbm.tuned.read_bytes(), lbm.base.read_bytes()
-    tried = trial(lbm, plan, Listener())
-    tried.take(outcome.stored() for (outcome,) in DirectPass([plan], FP32))
-    assert (lbm.tuned.read_bytes(), lbm.base.read_bytes()) == before

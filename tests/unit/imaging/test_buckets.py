@@ -3,10 +3,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from lbm_lora.errors import ConfigError
-from lbm_lora.imaging.buckets import BUCKETS, nearest_bucket, resized, warn_of_size
+from lbm_lora.imaging.buckets import nearest_bucket, warn_of_size
+from lbm_lora.model.bridge_pipeline import BUCKETS
 from lbm_lora.progress import LbmLoraWarning
 
 
@@ -15,11 +15,6 @@ def test_the_buckets_are_those_of_lbm() -> None:
     assert len(BUCKETS) == 11
     assert set(BUCKETS) == {(1024, 1024)} | wide | {(height, width) for width, height in wide}
     assert all(side % 64 == 0 for bucket in BUCKETS for side in bucket)
-
-
-@pytest.mark.parametrize("bucket", BUCKETS)
-def test_a_bucket_is_its_own_nearest(bucket: tuple[int, int]) -> None:
-    assert nearest_bucket(*bucket) == bucket
 
 
 @pytest.mark.parametrize(
@@ -39,12 +34,6 @@ def test_the_nearest_in_width_over_height(image: tuple[int, int], bucket: tuple[
     assert nearest_bucket(*image) == bucket
 
 
-def test_small_models_get_the_same_shapes() -> None:
-    assert nearest_bucket(500, 500, 128) == (128, 128)
-    assert nearest_bucket(640, 1536, 128) == (80, 192)
-    assert nearest_bucket(2048, 512, 256) == (512, 128)
-
-
 @given(width=st.integers(1, 5000), height=st.integers(1, 5000), size=st.integers(64, 2048))
 def test_every_size_can_be_encoded(width: int, height: int, size: int) -> None:
     bucket = nearest_bucket(width, height, size)
@@ -55,22 +44,6 @@ def test_every_size_can_be_encoded(width: int, height: int, size: int) -> None:
 def test_a_size_without_room_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"size 32 is too small for the buckets\. Use 64 or more\."):
         nearest_bucket(10, 10, 32)
-
-
-def test_stretching_keeps_flat_colours_and_equal_sizes() -> None:
-    image = Image.new("RGB", (30, 20), (7, 130, 250))
-    assert resized(image, (30, 20)) is image
-    assert resized(image, (64, 128)).getcolors() == [(64 * 128, (7, 130, 250))]
-
-
-@pytest.mark.parametrize("size", [None, 256, 512, 1024, 2048])
-def test_sizes_near_the_models_are_not_remarked(size: int | None) -> None:
-    warn_of_size(size, 1024)
-
-
-def test_the_smallest_size_that_is_named_can_be_used() -> None:
-    with pytest.warns(LbmLoraWarning, match=r"stay between 64 and 256\."):
-        warn_of_size(512, 128)
 
 
 @pytest.mark.parametrize("size", [64, 255, 2049])

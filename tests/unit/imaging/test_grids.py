@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from lbm_lora.errors import ImageError
-from lbm_lora.imaging.grids import comparison_grid, tile
+from lbm_lora.imaging.grids import comparison_grid
 
 COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (120, 120, 10)]
 LABELS = ["source", "base", "with LoRA", "tuned"]
@@ -17,19 +17,6 @@ def flat(size: tuple[int, int]) -> list[Image.Image]:
 
 def count(grid: Image.Image, colour: tuple[int, int, int]) -> int:
     return int((np.asarray(grid) == colour).all(axis=2).sum())
-
-
-@pytest.mark.parametrize(
-    ("size", "shown"),
-    [((128, 128), (256, 256)), ((64, 100), (192, 300)), ((256, 64), (256, 64)), ((1536, 640), (768, 320))],
-)
-def test_tiles(size: tuple[int, int], shown: tuple[int, int]) -> None:
-    assert tile(Image.new("RGB", size)).size == shown
-
-
-def test_enlarging_repeats_pixels() -> None:
-    image = Image.effect_noise((128, 128), 60).convert("RGB")
-    assert np.array_equal(np.asarray(tile(image))[::2, ::2], np.asarray(image))
 
 
 def test_every_image_is_whole_and_in_its_order() -> None:
@@ -48,19 +35,6 @@ def test_labels_are_drawn_above_and_high_enough() -> None:
     assert dark_rows.max() - dark_rows.min() >= 14
     for column in range(4):
         assert (head[:, 8 + column * 264 : 8 + column * 264 + 256] < 128).any()
-
-
-def test_a_long_label_widens_its_column() -> None:
-    label = "with LoRA, 31.2 dB to the tuned model's image and more words"
-    grid = comparison_grid([label, "b"], [flat((64, 256))[:2]])
-    assert grid.width > 2 * 64 + 400
-    assert (np.asarray(grid)[:, -8:] == 255).all()
-
-
-def test_labels_of_two_lines() -> None:
-    one = comparison_grid(["a", "b"], [flat((128, 128))[:2]])
-    two = comparison_grid(["a\n31.2 dB", "b"], [flat((128, 128))[:2]])
-    assert two.height >= one.height + 14
 
 
 def test_rows_must_fill_the_columns() -> None:

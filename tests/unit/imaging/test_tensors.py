@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from lbm_lora.errors import ImageError
-from lbm_lora.imaging.tensors import mask_to_tensor, to_images, to_tensor
+from lbm_lora.imaging.tensors import stretched, to_images, to_tensor
 
 
 def test_every_byte_comes_back() -> None:
@@ -21,20 +21,6 @@ def test_every_byte_comes_back() -> None:
     assert np.array_equal(np.asarray(back[1]), np.asarray(image.rotate(180)))
 
 
-def test_channels_and_axes_keep_their_places() -> None:
-    image = Image.new("RGB", (3, 2), (255, 0, 0))
-    image.putpixel((2, 1), (0, 0, 255))
-    tensor = to_tensor([image])[0]
-    assert tensor[:, 0, 0].tolist() == [1.0, -1.0, -1.0]
-    assert tensor[:, 1, 2].tolist() == [-1.0, -1.0, 1.0]
-
-
-def test_values_outside_are_clamped() -> None:
-    tensor = torch.tensor([-3.0, 1.5, 0.0]).reshape(1, 3, 1, 1)
-    assert to_images(tensor)[0].getpixel((0, 0)) == (0, 255, 128)
-    assert to_images(tensor.bfloat16())[0].getpixel((0, 0)) == (0, 255, 128)
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_none_are_refused(value: float) -> None:
     tensor = torch.zeros(1, 3, 2, 2)
@@ -43,6 +29,10 @@ def test_values_that_are_none_are_refused(value: float) -> None:
         to_images(tensor)
 
 
-def test_masks_are_weights() -> None:
-    mask = Image.fromarray(np.array([[0, 51, 255]], dtype=np.uint8))
-    assert torch.allclose(mask_to_tensor(mask), torch.tensor([[0.0, 0.2, 1.0]]))
+def test_stretching_is_that_of_pillow_without_its_rounding() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8))
+    values = torch.from_numpy(np.array(image)).movedim(-1, 0) / 255
+    expected = np.array(image.resize((72, 24), Image.Resampling.LANCZOS))
+    made = stretched(values, (72, 24)).movedim(0, -1) * 255
+    assert np.abs(made.numpy() - expected).max() <= 1
+    assert stretched(values, (48, 40)) is values

@@ -6,20 +6,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lbm_lora.errors import CheckpointError, ConfigError
-from lbm_lora.model import sgm
-from lbm_lora.model.backbone import Backbone, choose_signature, open_backbone
+from hub_server import HubServer
+from lbm_lora.bundled import BACKBONE
+from lbm_lora.errors import CheckpointError, ConfigError, HubError
+from lbm_lora.hub import HubName
+from lbm_lora.model import backbone
+from lbm_lora.model.backbone import Backbone, fetch_backbone, open_backbone
 from lbm_lora.model.config import LBMConfig
 from standins import (
+    MINI,
     TINY,
     backbone_unet,
     backbone_unet_config,
     backbone_vae,
     lbm_unet_config,
+    unet_shapes,
     vae_config,
+    vae_shapes,
     write_backbone,
 )
 
@@ -39,9 +46,9 @@ def single_file() -> dict[str, Tensor]:
     """The stand-in as one SDXL file: its own names, and the VAE's projections as 1x1 convolutions."""
     unet, vae = backbone_unet(TINY), backbone_vae()
     plain = [name for name in unet if not name.startswith("add_embedding.")]
-    keys = sgm.unet_keys(plain, backbone_unet_config(TINY)) | sgm.ADD_EMBEDDING
+    keys = backbone.unet_keys(plain, backbone_unet_config(TINY)) | backbone.ADD_EMBEDDING
     tensors = {keys[name]: tensor for name, tensor in unet.items()}
-    for name, key in sgm.vae_keys(vae, vae_config()).items():
+    for name, key in backbone.vae_keys(vae, vae_config()).items():
         is_projection = ".attentions." in name and vae[name].ndim == 2
         tensors[key] = vae[name][:, :, None, None] if is_projection else vae[name]
     return tensors | {"conditioner.embedders.0.transformer.weight": torch.zeros(3)}
@@ -56,11 +63,6 @@ def test_a_diffusers_folder(backbone_folder: Path) -> None:
         assert backbone.name == "backbone"
         assert backbone.storage_dtypes == {torch.float32}
         assert [path.parent.name for path in backbone.files] == ["unet", "vae"]
-
-
-def test_a_relative_path_counts_from_the_given_folder(backbone_folder: Path) -> None:
-    with open_backbone("../backbone", LBMConfig(), folder=backbone_folder.parent / "backbone") as backbone:
-        assert backbone.name == "backbone"
 
 
 def test_full_precision_is_preferred(tmp_path: Path) -> None:
@@ -129,13 +131,6 @@ def test_a_single_file(tmp_path: Path, dtype: torch.dtype) -> None:
         assert backbone.storage_dtypes == {dtype}
 
 
-def test_what_the_table_does_not_know_is_not_lost(tmp_path: Path) -> None:
-    tensors = single_file() | {"model.diffusion_model.extra.weight": torch.zeros(1)}
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / "sdxl.safetensors")
-    with open_backbone(str(tmp_path), CONFIG) as backbone:
-        assert "model.diffusion_model.extra.weight" in backbone.unet.specs
-
-
 def test_a_file_that_is_no_backbone(tuned_file: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         open_backbone(str(tuned_file), CONFIG)
@@ -156,16 +151,6 @@ def test_a_path_that_does_not_exist_is_no_hub_id(signature: str, tmp_path: Path)
     )
 
 
-def test_a_folder_without_weights(backbone_folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(backbone_folder, tmp_path / "copy")
-    (tmp_path / "copy" / "vae" / f"{WEIGHTS}.safetensors").unlink()
-    with pytest.raises(CheckpointError) as caught:
-        open_backbone(str(tmp_path / "copy"), LBMConfig())
-    assert str(caught.value) == (
-        f"{tmp_path}/copy/vae holds no {WEIGHTS}.safetensors, no shards and no .fp16 variant of it: config.json."
-    )
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [(None, "cannot be read: No such file"), ("{", "is not JSON"), ("[]", "holds a list, not an object")],
@@ -180,8 +165,69 @@ def test_a_configuration_that_cannot_be_read(
         open_backbone(str(tmp_path / "copy"), LBMConfig())
 
 
-def test_the_flag_wins_over_the_configuration() -> None:
-    config, yaml_file = LBMConfig(backbone_signature="../backbone"), Path("models/config.yaml")
-    assert choose_signature("a/b", config, yaml_file) == ("a/b", Path())
-    assert choose_signature(None, config, yaml_file) == ("../backbone", Path("models"))
-    assert choose_signature(None, LBMConfig(), None) == ("stabilityai/stable-diffusion-xl-base-1.0", Path())
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+CONFIGS = ["unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"]
+OTHERS = [
+    "model_index.json", "sd_xl_base_1.0.safetensors", "text_encoder/config.json", "text_encoder/model.safetensors",
+    "tokenizer/vocab.json", "unet/model.onnx", "unet/diffusion_flax_model.msgpack", "unet/openvino_model.bin",
+    "unet/diffusion_pytorch_model.bin", "vae_1_0/diffusion_pytorch_model.safetensors", "README.md",
+]  # fmt: skip
+FULL = [f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")]
+HALF = [f"{part}/diffusion_pytorch_model.fp16.safetensors" for part in ("unet", "vae")]
+SHARDS = [
+    "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+    "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+    "unet/diffusion_pytorch_model.safetensors.index.json",
+]
+
+
+@pytest.mark.parametrize(
+    ("offered", "fetched"),
+    [(FULL + HALF, FULL), (SHARDS + FULL[1:] + HALF, SHARDS + FULL[1:]), (FULL, FULL), (HALF, HALF)],
+    ids=["both precisions", "shards", "full only", "fp16 only"],
+)
+def test_only_one_precision_of_the_weights_and_configurations_are_fetched(
+    hub: HubServer, offered: list[str], fetched: list[str]
+) -> None:
+    hub.put(SDXL, {name: name.encode() for name in CONFIGS + OTHERS + offered})
+    folder = fetch_backbone(HubName(SDXL))
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    assert found == {name: name.encode() for name in CONFIGS + fetched}
+
+
+def test_a_single_file_of_a_repository(hub: HubServer) -> None:
+    hub.put(SDXL, {name: name.encode() for name in CONFIGS + OTHERS + FULL}, branch="v2")
+    path = fetch_backbone(HubName(SDXL, "sd_xl_base_1.0.safetensors", "v2"))
+    assert path.read_bytes() == b"sd_xl_base_1.0.safetensors"
+
+
+def test_a_repository_that_cannot_be_fetched_names_the_alternatives(hub: HubServer) -> None:
+    with pytest.raises(HubError) as caught:
+        open_backbone(SDXL, LBMConfig())
+    assert str(caught.value) == (
+        f"{SDXL} is not a local path, and cannot be fetched from the Hugging Face hub: there is no such repository, or "
+        "it is private. Check the name; for a private one, run `hf auth login`, or set HF_TOKEN. Give "
+        "backbone_signature a local diffusers folder (unet/, vae/, scheduler/), a single-file SDXL checkpoint "
+        f"(.safetensors), or the bundled mini model: {BACKBONE}"
+    )
+
+
+UNET = backbone_unet_config(MINI)
+VAE = vae_config()
+UNET_NAMES = [name for name in unet_shapes(UNET) if not name.startswith("add_embedding.")]
+
+
+def test_unet_names_are_what_diffusers_converts_back() -> None:
+    keys = backbone.unet_keys(UNET_NAMES, UNET) | backbone.ADD_EMBEDDING
+    assert len(set(keys.values())) == 1680
+    single_file = {key: torch.tensor(index) for index, key in enumerate(keys.values())}
+    converted = convert_ldm_unet_checkpoint(single_file, UNET)
+    assert {name: int(tensor) for name, tensor in converted.items()} == {name: i for i, name in enumerate(keys)}
+
+
+def test_vae_names_are_what_diffusers_converts_back() -> None:
+    keys = backbone.vae_keys(vae_shapes(VAE), VAE)
+    assert len(set(keys.values())) == 248
+    single_file = {key: torch.full((1, 1, 1, 1), float(index)) for index, key in enumerate(keys.values())}
+    converted = convert_ldm_vae_checkpoint(single_file, VAE)
+    assert {name: int(tensor.flatten()[0]) for name, tensor in converted.items()} == {n: i for i, n in enumerate(keys)}

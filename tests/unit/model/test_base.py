@@ -1,18 +1,34 @@
 """The rule that makes a base, tensor by tensor, as a plan."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from lbm_lora.checkpoint import TensorSpec
-from lbm_lora.errors import CheckpointError
-from lbm_lora.model.base import BaseItem, apply_item, base_unet_config, plan_base
-from lbm_lora.model.config import LBMConfig
+from lbm_lora.errors import CheckpointError, OutputError
+from lbm_lora.model.backbone import open_backbone
+from lbm_lora.model.base import BaseFiles, BaseItem, base_unet_config, plan_base, twin_paths, write_base
+from lbm_lora.model.config import LBMConfig, parse_config
 from lbm_lora.model.constants import LBM_UNET
 from lbm_lora.model.names import denoiser_shapes
-from standins import MINI, TINY, backbone_unet_config, lbm_unet_config, unet_shapes, vae_config, vae_shapes
+from standins import (
+    LBM_YAML,
+    MINI,
+    TINY,
+    Depth,
+    backbone_unet_config,
+    base_tensors,
+    lbm_unet_config,
+    unet_shapes,
+    vae_config,
+    vae_shapes,
+    write_backbone,
+)
 
 Specs = dict[str, TensorSpec]
 TO_K = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
@@ -53,24 +69,6 @@ def test_the_mini_plan_is_the_documented_one(vae: Specs) -> None:
             assert item.to_shape is None
 
 
-def test_every_item_says_what_it_does(unet: Specs, vae: Specs) -> None:
-    plan = {item.source: item for item in plan_base(unet, vae, config_of(), where="backbone")}
-    assert plan[TO_K] == BaseItem(
-        key=f"denoiser.{TO_K}", source=TO_K, action="cropped", from_shape=(64, 96), to_shape=(64, 64),
-        reason="the first 64 of 96 input columns",
-    )  # fmt: skip
-    assert plan["add_embedding.linear_1.weight"].reason == "LBM has no added text and time embedding"
-    assert plan[""].key == "num_iterations"
-    assert plan["quant_conv.weight"].key == "vae.vae_model.quant_conv.weight"
-
-
-def test_more_inputs_are_padded(unet: Specs, vae: Specs) -> None:
-    plan = {item.source: item for item in plan_base(unet, vae, config_of(in_channels=12), where="backbone")}
-    item = plan["conv_in.weight"]
-    assert (item.action, item.from_shape, item.to_shape) == ("padded", (16, 4, 3, 3), (16, 12, 3, 3))
-    assert item.reason == "zeros for 8 more inputs"
-
-
 def test_what_the_rule_does_not_explain_is_an_error(unet: Specs, vae: Specs) -> None:
     unet["mid_block.attentions.0.proj_in.weight"] = TensorSpec(torch.float32, (64, 64, 1, 1))
     unet[TO_K] = TensorSpec(torch.float32, (32, 96))
@@ -88,39 +86,8 @@ def test_what_the_rule_does_not_explain_is_an_error(unet: Specs, vae: Specs) -> 
     )
 
 
-def test_the_vae_is_never_resized(unet: Specs, vae: Specs) -> None:
-    vae["decoder.conv_in.weight"] = TensorSpec(torch.float32, (64, 16, 3, 3))
-    with pytest.raises(CheckpointError, match=r"decoder.conv_in.weight is \(64, 16, 3, 3\), but"):
-        plan_base(unet, vae, config_of(), where="backbone")
-
-
 def item(have: tuple[int, ...], want: tuple[int, ...] | None) -> BaseItem:
     return BaseItem(key="k", source="s", action="copied", from_shape=have, to_shape=want, reason="")
-
-
-def test_cropping_keeps_the_first_columns() -> None:
-    tensor = torch.arange(6.0).reshape(2, 3)
-    assert apply_item(item((2, 3), (2, 2)), tensor).tolist() == [[0, 1], [3, 4]]
-
-
-def test_padding_adds_zeros_behind() -> None:
-    tensor = torch.ones(2, 1, 1, 1)
-    assert apply_item(item((2, 1, 1, 1), (2, 3, 1, 1)), tensor)[:, :, 0, 0].tolist() == [[1, 0, 0], [1, 0, 0]]
-
-
-def test_a_class_embedding_may_change_on_every_axis() -> None:
-    assert apply_item(item((3, 3), (2, 2)), torch.arange(9.0).reshape(3, 3)).tolist() == [[0, 1], [3, 4]]
-
-
-@pytest.mark.parametrize("want", [(8, 5), (8, 20)])
-def test_the_order_of_cast_and_crop_does_not_matter(want: tuple[int, ...], generator: torch.Generator) -> None:
-    tensor, change = torch.randn(8, 12, generator=generator), item((8, 12), want)
-    assert torch.equal(apply_item(change, tensor).bfloat16(), apply_item(change, tensor.bfloat16()))
-
-
-def test_a_dropped_tensor_makes_nothing() -> None:
-    with pytest.raises(AssertionError, match="k is dropped"):
-        apply_item(item((2,), None), torch.zeros(2))
 
 
 def test_the_configuration_made_from_sdxls_is_lbms() -> None:
@@ -136,3 +103,128 @@ def test_the_configuration_made_from_sdxls_is_lbms() -> None:
     made = base_unet_config(sdxl, LBMConfig())
     assert {key: made[key] for key in LBM_UNET} == dict(LBM_UNET)
     assert denoiser_shapes(made) == denoiser_shapes(LBM_UNET)
+
+
+CONFIG = parse_config(LBM_YAML, where="config.yaml")
+
+
+def written(backbone: Path, out: Path, config: LBMConfig = CONFIG, dtype: torch.dtype = torch.bfloat16) -> BaseFiles:
+    with open_backbone(str(backbone), config) as opened:
+        return write_base(opened, config, out, dtype=dtype, source_config=LBM_YAML)
+
+
+@pytest.fixture(scope="module")
+def result(backbone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> BaseFiles:
+    return written(backbone_folder, tmp_path_factory.mktemp("base") / "checkpoints" / "exact_base.ckpt")
+
+
+def twins(result: BaseFiles) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    held = torch.load(result.ckpt, weights_only=True)
+    return load_file(result.safetensors), held["model_state_dict"]
+
+
+@pytest.mark.parametrize(
+    ("depth", "count", "dtype"), [(MINI, 1676, torch.bfloat16), (TINY, 496, torch.float16), (TINY, 496, torch.float32)]
+)
+def test_the_base_is_the_crop_of_its_backbone_bit_for_bit(
+    tmp_path: Path, depth: Depth, count: int, dtype: torch.dtype
+) -> None:
+    """Against a crop written in the stand-ins, without the package."""
+    result = written(write_backbone(tmp_path / "backbone", depth), tmp_path / "base.ckpt", dtype=dtype)
+    expected = base_tensors(depth, dtype=dtype)
+    assert sum(key.startswith("denoiser.") for key in expected) == count
+    for tensors in twins(result):
+        assert tensors.keys() == expected.keys()
+        assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
+        assert {tensor.dtype for tensor in tensors.values()} == {dtype}
+
+
+def test_the_entries_of_the_ckpt(result: BaseFiles) -> None:
+    held = torch.load(result.ckpt, weights_only=True)
+    assert held.keys() == {
+        "model_state_dict", "state_dict", "config", "lbm_config", "backbone_signature", "architecture", "torch_dtype",
+        "source_config", "initialization", "created_from", "lpips_excluded", "note",
+    }  # fmt: skip
+    assert held["architecture"] == "LBM"
+    assert held["torch_dtype"] == "torch.bfloat16"
+    assert held["initialization"] == "exact_architecture_match"
+    assert held["created_from"] == "inference_config_initialization"
+    assert held["lpips_excluded"] is True
+    assert held["source_config"] == LBM_YAML
+    assert held["backbone_signature"] == "backbone", "no folder name"
+    assert held["config"]["bridge_noise_sigma"] == 0.005
+    assert held["lbm_config"]["unet"]["cross_attention_dim"] == [16, 32, 64]
+
+
+def test_the_ckpt_suits_the_earlier_implementation(result: BaseFiles) -> None:
+    """Its loader passes three values of its own beside `config`, whose keys it and LBM's own configuration know."""
+    held = torch.load(result.ckpt, weights_only=True)
+
+    def create(backbone_signature: str, device: str, torch_dtype: torch.dtype, **config: object) -> dict[str, object]:
+        return config
+
+    given = create(
+        backbone_signature=held["backbone_signature"], device="cpu", torch_dtype=torch.bfloat16, **held["config"]
+    )
+    assert given.keys() == {
+        "vae_num_channels", "unet_input_channels", "conditioning_images_keys", "conditioning_masks_keys", "source_key",
+        "target_key", "mask_key", "latent_loss_weight", "latent_loss_type", "pixel_loss_type", "pixel_loss_weight",
+        "pixel_loss_max_size", "timestep_sampling", "logit_mean", "logit_std", "selected_timesteps", "prob",
+        "bridge_noise_sigma",
+    }  # fmt: skip
+
+
+def test_the_ckpt_suits_lbms_own_loader(result: BaseFiles) -> None:
+    """It takes the keys of `state_dict` that start with `model.`, and loads them strictly."""
+    held = torch.load(result.ckpt, weights_only=True, mmap=True)
+    state = {key[6:]: value for key, value in held["state_dict"].items() if key.startswith("model.")}
+    expected = load_file(result.safetensors)
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key], tensor) for key, tensor in expected.items())
+    assert result.ckpt.stat().st_size < 1.2 * result.safetensors.stat().st_size, "no tensor is stored twice"
+
+
+def test_a_base_from_fp16_files_is_not_exact(tmp_path: Path) -> None:
+    half = write_backbone(tmp_path / "half", TINY, dtype=torch.float16, variant="fp16")
+    result = written(half, tmp_path / "base.ckpt")
+    assert result.notes == (
+        "The backbone's weights are stored in fp16: the base is not exact. Full-precision files, rounded once to bf16, "
+        "differ from it in about 6 % of the elements.",
+    )
+    found, exact = load_file(result.safetensors), base_tensors(TINY, dtype=torch.bfloat16)
+    differing = sum(int((found[name] != tensor).sum()) for name, tensor in exact.items())
+    assert 0.04 < differing / sum(tensor.numel() for tensor in exact.values()) < 0.08
+    assert written(half, tmp_path / "base16.ckpt", dtype=torch.float16).notes == ()
+
+
+def test_values_that_are_not_finite_stop_and_leave_nothing(tmp_path: Path) -> None:
+    folder = write_backbone(tmp_path / "backbone", TINY)
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["conv_out.bias"][0] = float("nan")
+    tensors["conv_in.bias"][0] = 1e6
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError) as caught:
+        written(folder, tmp_path / "out" / "base.ckpt", dtype=torch.float16)
+    assert str(caught.value) == (
+        f"backbone {folder}: 2 tensors are not finite in fp16: denoiser.conv_in.bias, denoiser.conv_out.bias. "
+        "Download the files again, or choose another torch_dtype."
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_the_twins() -> None:
+    assert twin_paths(Path("a/b.ckpt")) == (Path("a/b.safetensors"), Path("a/b.ckpt"))
+    assert twin_paths(Path("a/b.safetensors")) == (Path("a/b.safetensors"), Path("a/b.ckpt"))
+    assert twin_paths(Path("a/b.pth")) == (Path("a/b.safetensors"), Path("a/b.pth"))
+    with pytest.raises(OutputError) as caught:
+        twin_paths(Path("a/b"))
+    assert str(caught.value) == "save_path must end in .ckpt or .safetensors (both are written), got a/b."
+
+
+def test_the_backbone_is_never_overwritten(backbone_folder: Path) -> None:
+    weights = backbone_folder / "unet" / "diffusion_pytorch_model.safetensors"
+    before = weights.read_bytes()
+    with pytest.raises(OutputError, match="would be overwritten"):
+        written(backbone_folder, weights.with_suffix(".ckpt"))
+    assert weights.read_bytes() == before

@@ -1,16 +1,10 @@
 """LBMPipeline: an LBM checkpoint as a pipeline, LoRAs in it and out of it again, and the folder that it writes."""
 
 import gc
-import inspect
 import json
-import logging
-import math
-import os
-import random
 import shutil
 import warnings
 import weakref
-from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, cast
@@ -19,23 +13,25 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.loaders.unet_loader_utils import _maybe_expand_lora_scales  # pyright: ignore[reportPrivateUsage]
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image, ImageCms
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, LoraScale, load_adapter, save_adapter
-from lbm_lora.checkpoint import Component, fingerprint, open_checkpoint
-from lbm_lora.configs.values import AlphaIs
-from lbm_lora.errors import AdapterError, ConfigError, ImageError, PatternError, WrongBaseError
+from lbm_lora.checkpoint import fingerprint, open_checkpoint
+from lbm_lora.errors import AdapterError, ConfigError, PatternError, WrongBaseError
 from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.masks import read_mask
-from lbm_lora.model import bridge_pipeline, lora_pipeline
+from lbm_lora.model import pipeline
 from lbm_lora.model.bridge_pipeline import images_of, masks_of
-from lbm_lora.model.pipeline import LBMPipeline, check_finite
+from lbm_lora.model.loaded_loras import scale_of_blocks
+from lbm_lora.model.pipeline import LBMPipeline
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning
 from nano import write_nano
+from standins import TINY, lbm_unet_config
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
 
@@ -104,16 +100,6 @@ def hooks(pipe: LBMPipeline) -> int:
 
 def made(pipe: LBMPipeline, **options: Any) -> Any:
     return pipe(PHOTO, size=64, output_type="latent", **options).images
-
-
-def test_a_checkpoint_in_each_of_its_words(base: Path) -> None:
-    for word, dtype in (("float", torch.float32), ("bfloat16", torch.bfloat16), (torch.float16, torch.float16)):
-        pipe = LBMPipeline.from_checkpoint(str(base), torch_dtype=word, device="cpu")
-        assert (pipe.unet.dtype, pipe.vae.dtype) == (dtype, torch.float32 if dtype == torch.float16 else dtype)
-        assert dict(pipe.config)["trained_steps"] == [1, 2, 4]
-        assert set(pipe.components) == {"unet", "vae", "scheduler"}
-    with pytest.raises(ConfigError, match="unknown dtype 'half'"):
-        LBMPipeline.from_checkpoint(base, torch_dtype="half")
 
 
 @pytest.mark.parametrize("is_fused", [False, True])
@@ -194,47 +180,6 @@ def test_scales_by_layer(pipe: LBMPipeline, loras: dict[str, Path], is_fused: bo
     assert bits(pipe) == before
 
 
-def test_any_order_of_changes_ends_at_the_base(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
-    """Each state computes what it computed before, whatever came in between; at the end each bit is the base's."""
-    before, draw = bits(pipe), random.Random(0)
-    seen: dict[str, dict[str, bytes]] = {}
-
-    def load(name: str) -> None:
-        if name not in pipe.get_list_adapters().get("unet", []):
-            pipe.load_lora_weights(loras[name], adapter_name=name)
-
-    def delete(name: str) -> None:
-        if name in pipe.get_list_adapters().get("unet", []):
-            pipe.delete_adapters(name)
-
-    def rescale() -> None:
-        loaded = pipe.get_list_adapters().get("unet", [])
-        pipe.set_adapters(loaded, [draw.choice([1.0, -0.5, "0.5,conv_in=2"]) for _ in loaded] or 1.0)
-
-    changes = [
-        *(lambda: load("a"), lambda: load("b"), lambda: delete("a"), lambda: delete("b"), rescale, rescale),
-        *(
-            pipe.fuse_lora,
-            pipe.unfuse_lora,
-            pipe.disable_lora,
-            pipe.enable_lora,
-            lambda: pipe.fuse_lora("1,conv_in=0.5"),
-        ),
-    ]
-    for _ in range(60):
-        draw.choice(changes)()
-        state = pipe._loras.state
-        acting = sorted((str(scaled.adapter.path), sorted(scaled.scales.items())) for scaled in state.acting)
-        # the order of the LoRAs is that of their sum in fp32, so only one LoRA is compared
-        if len(acting) < 2:
-            now = bits(pipe)
-            assert seen.setdefault(repr((acting, state.is_fused and acting)), now) == now
-    assert len(seen) > 5
-    pipe.unload_lora_weights()
-    assert bits(pipe) == before
-    assert hooks(pipe) == 0
-
-
 def test_a_lora_of_sdxl_is_taken_with_what_makes_sense(pipe: LBMPipeline, base: Path) -> None:
     with open_checkpoint(base) as checkpoint:
         specs = checkpoint.component().specs
@@ -255,75 +200,6 @@ def test_a_lora_of_sdxl_is_taken_with_what_makes_sense(pipe: LBMPipeline, base: 
     with pytest.warns(LbmLoraWarning, match=unknown), pytest.warns(LbmLoraWarning, match="Cropped"):
         pipe.load_lora_weights(sdxl, "cropped", crop=True)
     assert hooks(pipe) == 2
-
-
-def test_files_are_read_with_the_weights_of_the_base(
-    pipe: LBMPipeline, loras: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also while another LoRA is in the weights: values that replace the base's are relative to the base alone."""
-    before, found = bits(pipe), list[dict[str, bytes]]()
-
-    def reading(source: Path, alpha_is: AlphaIs, *, base: Component) -> Adapter:
-        found.append({name: base.read(name).reshape(-1).view(torch.uint8).numpy().tobytes() for name in base})
-        return load_adapter(source, alpha_is, base=base)
-
-    monkeypatch.setattr(lora_pipeline, "load_adapter", reading)
-    pipe.load_lora_weights(loras["a"], "a")
-    pipe.load_lora_weights(loras["b"], "b")
-    pipe.fuse_lora()
-    assert bits(pipe) != before
-    pipe.load_lora_weights(loras["a"], "c")
-    assert found == [before] * 3
-
-
-def test_dense_deltas_are_scaled_too(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
-    bias = pipe.unet.get_parameter("conv_out.bias").clone()
-    pipe.load_lora_weights(loras["a"])
-    change = pipe.unet.get_parameter("conv_out.bias") - bias
-    pipe.set_adapters(pipe.get_active_adapters(), 0.25)
-    torch.testing.assert_close(pipe.unet.get_parameter("conv_out.bias") - bias, change / 4)
-
-
-def test_loras_of_other_ranks_are_swapped_and_named(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
-    assert pipe.get_list_adapters() == {}
-    pipe.load_lora_weights(loras["a"])
-    first = made(pipe)
-    pipe.load_lora_weights(loras["b"])
-    assert pipe.get_list_adapters() == {"unet": ["default_0", "default_1"]}
-    assert pipe.get_active_adapters() == ["default_1"]
-    second = made(pipe)
-    assert not torch.equal(first, second)
-    pipe.set_adapters("default_0")
-    assert torch.equal(made(pipe), first)
-    pipe.delete_adapters("default_0")
-    assert pipe.get_list_adapters() == {"unet": ["default_1"]}
-    assert pipe.get_active_adapters() == []
-    with pytest.raises(ConfigError, match=r"^no LoRA named 'default_0' is loaded\. Did you mean 'default_1'\?$"):
-        pipe.set_adapters("default_0")
-    with pytest.raises(ConfigError, match=r"^a LoRA named 'default_1' is already loaded\."):
-        pipe.load_lora_weights(loras["a"], adapter_name="default_1")
-    with pytest.raises(ConfigError, match=r"^adapter_weights has 2 values for 1 LoRA"):
-        pipe.set_adapters(["default_1"], [1.0, 2.0])
-    with pytest.raises(ConfigError, match=r"^lora_scale must be finite, got nan"), pipe.lora_scale(math.nan):
-        pass
-
-
-def test_loras_can_be_switched_off_and_on(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
-    before, plain = bits(pipe), made(pipe)
-    pipe.load_lora_weights(loras["a"])
-    tuned = made(pipe)
-    pipe.disable_lora()
-    assert bits(pipe) == before
-    assert torch.equal(made(pipe), plain)
-    pipe.enable_lora()
-    assert torch.equal(made(pipe), tuned)
-
-
-def test_an_adapter_in_memory_is_loaded_as_its_file_is(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
-    pipe.load_lora_weights(loras["a"], "file")
-    tuned = made(pipe)
-    pipe.load_lora_weights(load_adapter(loras["a"]), "memory")
-    assert torch.equal(made(pipe), tuned)
 
 
 def test_a_lora_of_another_base_is_refused_and_let_in_on_demand(pipe: LBMPipeline, base: Path, tmp_path: Path) -> None:
@@ -348,17 +224,6 @@ def test_a_lora_that_does_not_fit_leaves_all_as_it_was(pipe: LBMPipeline, loras:
     assert torch.equal(made(pipe), tuned)
 
 
-def test_networks_are_cast_with_their_loras(base: Path, loras: dict[str, Path]) -> None:
-    pipe = LBMPipeline.from_checkpoint(base, torch_dtype="float")
-    pipe.load_lora_weights(loras["a"])
-    assert pipe.to(torch.bfloat16) is pipe
-    assert {parameter.dtype for parameter in pipe.unet.parameters()} == {torch.bfloat16}
-    assert hooks(pipe) == 2
-    pipe.unload_lora_weights()
-    wanted = LBMPipeline.from_checkpoint(base, torch_dtype="bf16")
-    assert bits(pipe) == bits(wanted)
-
-
 def test_offloaded_networks_take_loras(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
     pipe.load_lora_weights(loras["a"])
     tuned = made(pipe)
@@ -369,16 +234,6 @@ def test_offloaded_networks_take_loras(pipe: LBMPipeline, loras: dict[str, Path]
     pipe.set_adapters("default_0")
     torch.testing.assert_close(made(pipe), tuned, rtol=1e-4, atol=1e-4)
     pipe.remove_all_hooks()
-
-
-def test_weights_that_are_offloaded_one_by_one_cannot_be_changed(base: Path, loras: dict[str, Path]) -> None:
-    pipe = LBMPipeline.from_checkpoint(base, torch_dtype="float")
-    pipe.load_lora_weights(loras["a"])
-    pipe.enable_sequential_cpu_offload(device="cpu")
-    for change in (pipe.unload_lora_weights, lambda: pipe.load_lora_weights(loras["b"])):
-        with pytest.raises(ConfigError, match=r"^the weights of the unet are offloaded one by one"):
-            change()
-    assert pipe.get_active_adapters() == ["default_0"]
 
 
 def test_hooks_give_way_to_fused_weights_where_the_unet_is_compiled(
@@ -430,28 +285,6 @@ def test_a_folder_gives_the_same_pipeline_with_its_loras(
     torch.testing.assert_close(made(found), made(pipe), rtol=1e-4, atol=1e-4)
 
 
-def test_a_program_of_somebody_else_is_not_replaced(pipe: LBMPipeline, tmp_path: Path) -> None:
-    program = tmp_path / "pipeline.py"
-    program.write_text("print('mine')")
-    with pytest.raises(FileExistsError, match=r"pipeline\.py exists, and is another program"):
-        pipe.save_pretrained(tmp_path)
-    assert list(tmp_path.iterdir()) == [program]
-    program.unlink()
-    pipe.save_pretrained(tmp_path)
-    copy = tmp_path / "copy.py"
-    copy.hardlink_to(program)
-    pipe.save_pretrained(tmp_path)
-    assert not copy.samefile(program), "a file with a second name is not written into"
-
-
-def test_a_folder_in_another_dtype_still_knows_its_base(base: Path, loras: dict[str, Path], tmp_path: Path) -> None:
-    LBMPipeline.from_checkpoint(base, torch_dtype="bf16").save_pretrained(tmp_path / "folder")
-    found = LBMPipeline.from_pretrained(tmp_path / "folder")
-    found.load_lora_weights(loras["a"])
-    with pytest.raises(WrongBaseError):
-        found.load_lora_weights(lora(base, tmp_path / "other.safetensors", base_fingerprint="another"))
-
-
 def test_loras_are_saved_in_the_weights_or_not_at_all(
     pipe: LBMPipeline, loras: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -469,30 +302,6 @@ def test_loras_are_saved_in_the_weights_or_not_at_all(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "advice"),
-    [
-        (torch.float16, "fp16 ends at 65504, which the networks can leave: use torch_dtype bf16 or float."),
-        (torch.bfloat16, "bf16 has room enough: a weight"),
-        (torch.float32, "fp32 has room enough: a weight"),
-    ],
-)
-def test_the_advice_about_values_that_are_not_finite_is_that_of_the_precision(dtype: torch.dtype, advice: str) -> None:
-    check_finite(torch.ones(3), dtype, what="the output")
-    for value in (math.nan, math.inf):
-        with pytest.raises(ImageError) as caught:
-            check_finite(torch.tensor([1.0, value]), dtype, what="the output")
-        text = str(caught.value)
-        assert text.startswith(f"the output holds 1 non-finite values of 2. {advice}")
-        assert ("torch_dtype" in text) == (dtype == torch.float16)
-
-
-def test_the_signature_of_a_call_is_that_of_the_plain_pipeline() -> None:
-    own, plain = (list(inspect.signature(kind.__call__).parameters.values()) for kind in LBMPipeline.__mro__[:2])
-    assert own[:-1] == plain
-    assert own[-1].kind == inspect.Parameter.VAR_KEYWORD
-
-
-@pytest.mark.parametrize(
     ("name", "advice"),
     [
         ("prompt", " LBM takes no prompt: the image alone decides."),
@@ -507,19 +316,6 @@ def test_arguments_of_other_pipelines(pipe: LBMPipeline, name: str, advice: str)
     assert str(caught.value) == f"LBMPipeline has no argument '{name}'.{advice}"
 
 
-def test_a_pipeline_of_a_pipeline(pipe: LBMPipeline) -> None:
-    twin = LBMPipeline.from_pipe(pipe)
-    twin.set_progress_bar_config(disable=True)
-    assert torch.equal(made(twin), made(pipe))
-
-
-def test_one_name_stands_for_a_list_of_one(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
-    pipe.load_lora_weights(loras["a"], adapter_name="relight")
-    pipe.load_lora_weights(loras["b"], adapter_name="b")
-    pipe.fuse_lora(adapter_names="relight")
-    assert pipe.get_active_adapters() == ["relight"]
-
-
 def unchecked(path: str | None) -> Any:
     """A module of the package without the type checks of the test run, as its users have it."""
     spec = spec_from_file_location("unchecked", str(path))
@@ -532,7 +328,7 @@ def unchecked(path: str | None) -> Any:
 
 def test_scales_of_another_kind(shared: LBMPipeline, loras: dict[str, Path]) -> None:
     parts = shared.components
-    pipe: Any = unchecked(lora_pipeline.__file__).LoraPipeline(parts["unet"], parts["vae"], parts["scheduler"])
+    pipe: Any = unchecked(pipeline.__file__).LBMPipeline(parts["unet"], parts["vae"], parts["scheduler"])
     pipe.set_progress_bar_config(disable=True)
     with pytest.warns(LbmLoraWarning, match="does not know the file of its base"):
         pipe.load_lora_weights(loras["a"], adapter_name="a")
@@ -579,30 +375,12 @@ def test_a_lora_is_a_file_a_file_in_a_folder_or_a_state_dict(pipe: LBMPipeline, 
     assert torch.equal(results[0], results[2])
 
 
-def test_what_is_no_lora_is_named(shared: LBMPipeline) -> None:
-    parts = shared.components
-    pipe: Any = unchecked(lora_pipeline.__file__).LoraPipeline(parts["unet"], parts["vae"], parts["scheduler"])
-    with pytest.raises(TypeError, match=r"^load_lora_weights takes the path of a file, an Adapter, .*; got int\.$"):
-        pipe.load_lora_weights(3)
-    with pytest.raises(TypeError, match=r"got dict and a weight_name\.$"):
-        pipe.load_lora_weights({}, weight_name="a.safetensors")
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a device that is not there")
 @pytest.mark.parametrize("device", ["cuda", torch.device("cuda", 1)])
 def test_a_device_that_is_not_there_is_the_cpu(pipe: LBMPipeline, device: Any) -> None:
     with pytest.warns(LbmLoraWarning, match=r"device cuda(:1)? is not available on this machine\. Using the CPU"):
         assert pipe.to(device) is pipe
     assert pipe.device == torch.device("cpu")
-
-
-def test_a_cast_gives_no_warning_about_nothing(pipe: LBMPipeline, caplog: pytest.LogCaptureFixture) -> None:
-    said = logging.getLogger("diffusers.models.modeling_utils")
-    said.addHandler(caplog.handler)
-    pipe.to(torch.float32)
-    said.warning("modules that should be kept in float32: []")
-    said.removeHandler(caplog.handler)
-    assert {id(record) for record in caplog.records} == {id(caplog.records[-1])}  # its own, and no other
 
 
 def test_the_text_of_a_pipeline_ends_with_its_loras(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
@@ -635,47 +413,6 @@ def test_another_pipeline_in_the_folder_is_kept(base: Path, tmp_path: Path) -> N
         assert [path for path in folder.rglob("*") if path.is_file()] == [kept]
 
 
-def test_shards_of_an_earlier_save_go_and_other_files_stay(base: Path, tmp_path: Path) -> None:
-    pipe = LBMPipeline.from_checkpoint(base)
-    folder = tmp_path / "pipe"
-    for variant in (None, "fp16"):
-        pipe.save_pretrained(folder, max_shard_size="50KB", variant=variant)
-    others = {path for path in folder.rglob("*fp16*") if path.is_file()}
-    assert len(others) > 4
-    for name in (
-        "diffusion_pytorch_model-00001-of-00099.safetensors",
-        "diffusion_pytorch_model_before-00001-of-00002.bin",
-    ):
-        (folder / "unet" / name).write_bytes(b"theirs")
-        others.add(folder / "unet" / name)
-    pipe.save_pretrained(folder)
-    assert {path for path in folder.rglob("*") if "-of-" in path.name or "fp16" in path.name} == others
-    assert not list(folder.rglob("*.index.json")), "the index of the earlier shards"
-    LBMPipeline.from_pretrained(folder)
-    LBMPipeline.from_pretrained(folder, variant="fp16")
-    pipe.save_pretrained(folder, max_shard_size="50KB")
-    index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
-    for mine in ("notes.txt", "mine.safetensors"):
-        (folder / "unet" / mine).write_text("mine")
-    named = json.loads(index.read_text())
-    named["weight_map"] |= {"x": "notes.txt", "y": "../vae/config.json", "z": 5, "w": "mine.safetensors"}
-    index.write_text(json.dumps(named))
-    shard = next((folder / "unet").glob("diffusion_pytorch_model-*-of-*.safetensors"))
-    shard.chmod(0o444)
-    with pytest.raises(FileExistsError, match=rf"{shard.name} is write-protected, and was kept"):
-        pipe.save_pretrained(folder)
-    shard.chmod(0o644)
-    pipe.save_pretrained(folder)
-    assert {(folder / "unet" / mine).read_text() for mine in ("notes.txt", "mine.safetensors")} == {"mine"}
-    assert (folder / "vae" / "config.json").exists()
-    index = folder / "vae" / "diffusion_pytorch_model.safetensors.index.json"
-    index.write_text("[]")
-    with pytest.raises(FileExistsError, match=r"index\.json exists, but is not an index of shards"):
-        pipe.save_pretrained(folder)
-    with pytest.raises(FileExistsError, match=r"pipeline\.py is a file"):
-        pipe.save_pretrained(folder / "pipeline.py")
-
-
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -684,90 +421,6 @@ def another(base: Path) -> LBMPipeline:
     pipe = LBMPipeline.from_checkpoint(base, torch_dtype="bf16")
     pipe.register_to_config(trained_steps=[1])
     return pipe
-
-
-def test_another_name_of_a_file_in_the_folder_keeps_its_content(base: Path, tmp_path: Path) -> None:
-    first, second = LBMPipeline.from_checkpoint(base), another(base)
-    folder, backup = tmp_path / "pipe", tmp_path / "backup.json"
-    first.save_pretrained(folder)
-    backup.hardlink_to(folder / "model_index.json")
-    before = backup.read_bytes()
-    second.save_pretrained(folder)
-    assert backup.read_bytes() == before != (folder / "model_index.json").read_bytes()
-    backup.unlink()
-    backup.hardlink_to(folder / "model_index.json")
-    before = backup.read_bytes()
-    first.save_config(folder)
-    assert backup.read_bytes() == before
-
-
-def test_a_save_in_another_container_is_refused_where_the_earlier_one_would_be_loaded(
-    base: Path, tmp_path: Path
-) -> None:
-    pipe = LBMPipeline.from_checkpoint(base)
-    pipe.save_pretrained(tmp_path)
-    with pytest.raises(
-        FileExistsError, match=r"diffusion_pytorch_model\.safetensors exists, and would be loaded in its"
-    ):
-        pipe.save_pretrained(tmp_path, safe_serialization=False)
-    pipe.save_pretrained(tmp_path, safe_serialization=False, variant="fp16")
-    pipe.save_pretrained(tmp_path / "bin", safe_serialization=False)
-    with pytest.raises(FileExistsError, match=r"diffusion_pytorch_model\.bin exists, and would be loaded in its"):
-        pipe.save_pretrained(tmp_path / "bin", safe_serialization=False, max_shard_size="50KB")
-    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".lbm-")]
-
-
-@pytest.mark.parametrize("name", ["unet", "pipeline.py", "model_index.json"])
-def test_what_a_link_leads_to_is_kept(base: Path, tmp_path: Path, name: str) -> None:
-    pipe = LBMPipeline.from_checkpoint(base)
-    pipe.save_pretrained(tmp_path / "a")
-    before = contents(tmp_path / "a")
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "pipeline.py").write_bytes((tmp_path / "a" / "pipeline.py").read_bytes())
-    (tmp_path / "b" / name).unlink(missing_ok=True)
-    (tmp_path / "b" / name).symlink_to(tmp_path / "a" / name)
-    with pytest.raises(FileExistsError, match=rf"b/{name} is a link, and what it leads to was kept"):
-        another(base).save_pretrained(tmp_path / "b")
-    assert {path: path.read_bytes() for path in before} == before
-
-
-def test_a_base_that_was_replaced_says_nothing_about_the_pipeline(base: Path, tmp_path: Path) -> None:
-    file = tmp_path / "m.safetensors"
-    file.write_bytes(base.read_bytes())
-    pipe = LBMPipeline.from_checkpoint(file, config_path=base.parent / "config.yaml")
-    (tmp_path / "new").write_bytes(base.read_bytes())
-    (tmp_path / "new").replace(file)
-    pipe.save_pretrained(tmp_path / "pipe")
-    assert json.loads((tmp_path / "pipe" / "model_index.json").read_text())["base_fingerprint"] is None
-
-
-def test_a_save_that_fails_leaves_the_earlier_model(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "pipe"
-    LBMPipeline.from_checkpoint(base).save_pretrained(folder)
-    files = contents(folder)
-    later = another(base)
-    (folder / "vae" / "config.json").chmod(0o444)
-    with pytest.raises(FileExistsError, match=r"vae/config\.json is write-protected, and was kept"):
-        later.save_pretrained(folder)
-    (folder / "vae" / "config.json").chmod(0o644)
-    replace = Path.replace
-
-    def refuse(path: Path, target: Path) -> Path:
-        if target == folder / "vae" / "config.json":
-            raise PermissionError("of somebody else")
-        return replace(path, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", refuse)
-        with pytest.raises(PermissionError, match="of somebody else"):
-            later.save_pretrained(folder)
-    assert contents(folder) == files
-    monkeypatch.setattr(later.vae, "save_pretrained", lambda *_, **__: pytest.fail("no space left"))
-    with pytest.raises(pytest.fail.Exception, match="no space left"):
-        later.save_pretrained(folder)
-    assert contents(folder) == files
 
 
 @pytest.mark.filterwarnings("ignore:images with 16 bits")
@@ -804,129 +457,6 @@ def test_files_are_read_as_the_commands_read_them(tmp_path: Path) -> None:
         mask = next(masks_of(path, [wanted]))
         assert mask is not None
         assert mask.tobytes() == read_mask(path, wanted.size).tobytes(), path.name
-
-
-def test_earlier_shards_are_put_back_too(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "pipe"
-    LBMPipeline.from_checkpoint(base).save_pretrained(folder, max_shard_size="50KB")
-    files = contents(folder)
-    last = sorted((folder / "unet").glob("*-of-*"))[-1]
-    replace = Path.replace
-
-    def refuse(path: Path, target: Path) -> Path:
-        if path == last:
-            raise PermissionError("must not be changed")
-        return replace(path, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", refuse)
-        with pytest.raises(PermissionError, match="must not be changed"):
-            another(base).save_pretrained(folder)
-    assert contents(folder) == files
-    last.unlink()
-    another(base).save_pretrained(folder)
-    assert not list(folder.rglob("*-of-*"))
-
-
-def interrupt_save(pipe: LBMPipeline, folder: Path, patch: pytest.MonkeyPatch, before: Callable[[], Any]) -> None:
-    """Save a pipeline over an earlier one, and interrupt it while the files are renamed.
-
-    Args:
-        before: called just before the interrupt.
-    """
-    replace = Path.replace
-
-    def interrupted(path: Path, target: Path) -> Path:
-        if target == folder / "vae/config.json":
-            before()
-            raise KeyboardInterrupt
-        return replace(path, target)
-
-    patch.setattr(Path, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        pipe.save_pretrained(folder)
-
-
-def test_further_interrupts_do_not_lose_an_earlier_model(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "pipe"
-    LBMPipeline.from_checkpoint(base).save_pretrained(folder)
-    files = contents(folder)
-    interrupts, put_back = iter([True, True, True]), bridge_pipeline._put_back
-
-    def interrupted_again(*values: Any) -> None:
-        if next(interrupts, False):
-            raise KeyboardInterrupt
-        put_back(*values)
-
-    monkeypatch.setattr(bridge_pipeline, "_put_back", interrupted_again)
-    interrupt_save(another(base), folder, monkeypatch, lambda: None)
-    assert next(interrupts, None) is None, "all of them came"
-    assert contents(folder) == files
-
-
-def test_an_earlier_model_comes_back_where_a_new_file_was_moved_away(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "pipe"
-    LBMPipeline.from_checkpoint(base).save_pretrained(folder)
-    files, new = contents(folder), folder / "unet/diffusion_pytorch_model.safetensors"
-    interrupt_save(another(base), folder, monkeypatch, lambda: new.rename(tmp_path / "moved.safetensors"))
-    assert contents(folder) == files
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
-def test_all_files_of_a_saved_pipeline_may_be_read_as_the_umask_allows(base: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    LBMPipeline.from_checkpoint(base).save_pretrained(tmp_path / "pipe")
-    modes = {path.stat().st_mode for path in (tmp_path / "pipe").rglob("*") if path.is_file()}
-    assert modes == {(tmp_path / "file").stat().st_mode}
-
-
-@pytest.mark.parametrize("name", ["unet", "vae"])
-def test_a_folder_that_is_moved_while_a_pipeline_is_saved(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """Between two networks, diffusers makes the folder anew; within one, safetensors fails in its own way."""
-    pipe, folder = LBMPipeline.from_checkpoint(base), tmp_path / "pipe"
-    pipe.save_pretrained(folder)
-    files, save = contents(folder), getattr(pipe, name).save_pretrained
-
-    def moved(*args: Any, **kwargs: Any) -> None:
-        if name == "unet":
-            Path(args[0]).mkdir()
-            folder.rename(tmp_path / "away")
-            raise SafetensorError("I/O error")
-        folder.rename(tmp_path / "away")
-        save(*args, **kwargs)
-
-    monkeypatch.setattr(getattr(pipe, name), "save_pretrained", moved)
-    with pytest.raises(FileNotFoundError, match=r"pipe was moved or removed while the model was written\. Save it"):
-        pipe.save_pretrained(folder)
-    assert not [path for path in folder.rglob("*") if path.is_file()]
-    away = contents(tmp_path / "away")
-    assert {tmp_path / "away" / path.relative_to(folder): text for path, text in files.items()}.items() <= away.items()
-
-
-def test_a_model_that_comes_while_the_digest_is_computed_stays(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pipe, folder = LBMPipeline.from_checkpoint(base), tmp_path / "pipe"
-    another(base).save_pretrained(tmp_path / "mine")
-    files = {path.relative_to(tmp_path / "mine"): path.read_bytes() for path in (tmp_path / "mine").rglob("*.*")}
-    digest = LBMPipeline._base_digest
-
-    def slow(self: LBMPipeline) -> str | None:
-        (tmp_path / "mine").rename(folder)
-        return digest(self)
-
-    monkeypatch.setattr(LBMPipeline, "_base_digest", slow)
-    with pytest.raises(
-        FileExistsError, match=r"pipe has changed while the model's digest was computed\. Save it again"
-    ):
-        pipe.save_pretrained(folder)
-    assert {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")} == files
 
 
 def test_a_pipeline_is_not_saved_into_the_folder_of_its_checkpoint(base: Path, tmp_path: Path) -> None:
@@ -972,112 +502,6 @@ def test_a_pipeline_is_not_saved_over_its_own_base(base: Path, tmp_path: Path) -
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_file_that_is_protected_while_a_pipeline_is_saved_stays(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pipe, sync = LBMPipeline.from_checkpoint(base), bridge_pipeline._sync
-    pipe.save_pretrained(tmp_path)
-    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
-    inode = weights.stat().st_ino
-
-    def protect(path: Path) -> None:
-        sync(path)
-        weights.chmod(0o444)
-
-    monkeypatch.setattr(bridge_pipeline, "_sync", protect)
-    with pytest.raises(FileExistsError, match=r"model\.safetensors is write-protected, and was kept"):
-        pipe.save_pretrained(tmp_path)
-    assert weights.stat().st_ino == inode
-
-
-@pytest.mark.parametrize("late", ["unet", "model_index.json"])
-def test_a_file_that_comes_while_a_pipeline_is_saved_stays(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: str
-) -> None:
-    LBMPipeline.from_checkpoint(base).save_pretrained(tmp_path / "mine")
-    folder, sync = tmp_path / "new", bridge_pipeline._sync
-    LBMPipeline.from_checkpoint(base).save_pretrained(folder)
-    shutil.rmtree(folder / "unet")
-
-    def move(path: Path) -> None:
-        sync(path)
-        if (tmp_path / "mine" / late).exists():
-            (tmp_path / "mine" / late).replace(folder / late)
-
-    monkeypatch.setattr(bridge_pipeline, "_sync", move)
-    mine = [path for path in (tmp_path / "mine").rglob("*") if path.is_file() and late in path.parts]
-    before = {path.relative_to(tmp_path / "mine"): path.read_bytes() for path in mine}
-    assert before
-    with pytest.raises(FileExistsError, match=f"{late}.* appeared while the model was written, and was kept"):
-        LBMPipeline.from_checkpoint(base).save_pretrained(folder)
-    assert {path: (folder / path).read_bytes() for path in before} == before
-
-
-def test_the_configuration_does_not_make_another_models_networks_ours(base: Path, tmp_path: Path) -> None:
-    pipe = LBMPipeline.from_checkpoint(base)
-    pipe.unet.save_pretrained(tmp_path / "unet")
-    with pytest.raises(FileExistsError, match=r"unet exists, and is that of another model"):
-        pipe.save_config(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["unet"]
-
-
-def test_what_comes_to_an_earlier_path_before_a_save_fails_stays(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pipe, replace, theirs = LBMPipeline.from_checkpoint(base), Path.replace, tmp_path / "theirs"
-    pipe.save_pretrained(tmp_path / "pipe")
-    theirs.write_text("theirs")
-
-    def refuse(path: Path, target: Path) -> Path:
-        if target.name == "diffusion_pytorch_model.safetensors":
-            replace(theirs, tmp_path / "pipe" / "model_index.json")
-            raise OSError("no space left")
-        return replace(path, target)
-
-    monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(OSError, match="no space left"):
-        pipe.save_pretrained(tmp_path / "pipe")
-    assert (tmp_path / "pipe" / "model_index.json").read_text() == "theirs"
-
-
-def test_a_save_that_fails_leaves_no_new_folder(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe, replace, link = LBMPipeline.from_checkpoint(base), Path.replace, os.link
-
-    def refuse(path: Path, target: Path) -> Path:
-        if target.name == "model_index.json":
-            raise OSError("no space left")
-        return replace(path, target)
-
-    def refuse_link(path: Path, target: Path) -> None:
-        if target.name == "model_index.json":
-            raise OSError("no space left")
-        link(path, target)
-
-    (tmp_path / "there").mkdir()
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", refuse)
-        patch.setattr(os, "link", refuse_link)
-        for folder in ("there", "a/new"):
-            with pytest.raises(OSError, match="no space left"):
-                pipe.save_pretrained(tmp_path / folder)
-    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
-
-
-def test_a_folder_whose_weights_were_replaced_is_no_base_any_more(base: Path, tmp_path: Path) -> None:
-    LBMPipeline.from_checkpoint(base).save_pretrained(tmp_path / "pipe")
-    pipe = LBMPipeline.from_pretrained(tmp_path / "pipe")
-    another(base).unet.save_pretrained(tmp_path / "pipe" / "unet")
-    pipe.register_to_config(base_fingerprint=None)
-    pipe.save_pretrained(tmp_path / "later")
-    assert json.loads((tmp_path / "later" / "model_index.json").read_text())["base_fingerprint"] is None
-
-
-def test_a_unet_that_is_given_is_of_no_known_base(base: Path, tmp_path: Path) -> None:
-    LBMPipeline.from_checkpoint(base).save_pretrained(tmp_path)
-    assert LBMPipeline.from_pretrained(tmp_path).config["base_fingerprint"] is not None
-    assert LBMPipeline.from_pretrained(tmp_path, unet=another(base).unet).config["base_fingerprint"] is None
-
-
 def test_an_edited_program_in_the_folder_is_kept(base: Path, tmp_path: Path) -> None:
     pipe = LBMPipeline.from_checkpoint(base)
     pipe.save_pretrained(tmp_path)
@@ -1086,7 +510,7 @@ def test_an_edited_program_in_the_folder_is_kept(base: Path, tmp_path: Path) -> 
     edited = f"{program.read_text()}# edited"
     program.write_text(edited)
     for save in (pipe.save_pretrained, pipe.save_config):
-        with pytest.raises(FileExistsError, match=r"pipeline\.py exists, and is another program"):
+        with pytest.raises(FileExistsError, match=r"pipeline\.py exists, and is that of another model"):
             save(tmp_path)
     assert program.read_text() == edited
 
@@ -1103,3 +527,81 @@ def test_a_discarded_pipeline_leaves_the_memory_at_once(base: Path, loras: dict[
         assert network() is None
     finally:
         gc.enable()
+
+
+def test_weights_of_an_earlier_save_go_and_other_files_stay(base: Path, tmp_path: Path) -> None:
+    pipe, folder = LBMPipeline.from_checkpoint(base), tmp_path / "pipe"
+    for variant in (None, "fp16"):
+        pipe.save_pretrained(folder, max_shard_size="50KB", variant=variant)
+    others = {path for path in folder.rglob("*fp16*") if path.is_file()}
+    assert len(others) > 4
+    others.add(folder / "unet" / "mine.safetensors")
+    (folder / "unet" / "mine.safetensors").write_text("mine")
+    (folder / "README.md").write_text("mine")
+    for options in ({}, {"safe_serialization": False}, {"max_shard_size": "50KB"}):
+        later = LBMPipeline.from_checkpoint(base, torch_dtype="float")
+        later.unet.conv_in.bias = torch.nn.Parameter(later.unet.conv_in.bias + len(str(options)))
+        later.save_pretrained(folder, **options)
+        assert bits(LBMPipeline.from_pretrained(folder)) == bits(later)
+        assert {path for path in folder.rglob("*") if "fp16" in path.name or path.name == "mine.safetensors"} == others
+    LBMPipeline.from_pretrained(folder, variant="fp16")
+    assert (folder / "README.md").read_text() == "mine"
+    with pytest.raises(FileExistsError, match=r"pipeline\.py is a file"):
+        pipe.save_pretrained(folder / "pipeline.py")
+
+
+def test_a_save_that_fails_leaves_the_earlier_model(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "pipe"
+    LBMPipeline.from_checkpoint(base).save_pretrained(folder)
+    files, later = contents(folder), another(base)
+    monkeypatch.setattr(later.vae, "save_pretrained", lambda *_, **__: pytest.fail("no space left"))
+    for place in (folder, tmp_path / "new"):
+        with pytest.raises(pytest.fail.Exception, match="no space left"):
+            later.save_pretrained(place)
+    assert contents(tmp_path) == files
+    assert not (tmp_path / "new").exists()
+
+
+WITH_ATTENTION = ("down_blocks.1.", "down_blocks.2.", "mid_block.", "up_blocks.0.", "up_blocks.1.")
+
+
+@pytest.mark.parametrize(
+    "scales",
+    [
+        {"down": 0.5},
+        {"mid": 0.25},
+        {"mid": [0.25]},
+        {"down": 0.5, "mid": 2, "up": {"block_0": -1.0}},
+        {"up": {"block_0": 0.5, "block_1": [0.1, 0.2, 0.3]}, "down": {"block_2": [0.0, 4.0]}},
+    ],
+)
+def test_each_layer_is_scaled_as_by_diffusers(scales: dict[str, Any]) -> None:
+    """Compared on the blocks with attention: diffusers has no scale for the others."""
+    config = {key: value for key, value in lbm_unet_config(TINY).items() if not key.startswith("_")}
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**config)
+    names = [ParamName(name) for name in unet.state_dict() if name.startswith(WITH_ATTENTION)]
+    expanded: Any = _maybe_expand_lora_scales(unet, [scales])[0]
+    found = scale_of_blocks(scales).by_param(names)
+    for name in names:
+        parts = name.split(".")
+        block = "mid_block.attentions.0" if parts[0] == "mid_block" else ".".join([*parts[:2], "attentions", parts[3]])
+        assert found[name] == expanded[block], name
+    assert set(found.values()) > {1.0} or len(set(found.values())) > 1
+
+
+@pytest.mark.parametrize(
+    ("scales", "text"),
+    [
+        ({"dwon": 0.5}, "adapter_weights: 'dwon' is not a block."),
+        ({"down": {"blocks_1": 1}}, "adapter_weights: 'blocks_1' is not a block."),
+        ({"down": "0.5"}, "adapter_weights: '0.5' is not a number."),
+        ({"down": {"block_1": [None]}}, "adapter_weights: None is not a number."),
+    ],
+)
+def test_what_is_not_a_scale_is_said_with_the_form(scales: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        scale_of_blocks(scales)
+    assert str(caught.value).startswith(f"{text} Give ")

@@ -4,7 +4,7 @@ import torch
 
 from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.points import Point
-from lbm_lora.refinement.joint_points import spread_points
+from lbm_lora.refinement.joint import spread_points
 
 
 def points(images: int) -> list[AnsweredPoint]:

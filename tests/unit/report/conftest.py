@@ -1,29 +1,30 @@
-"""A small report made by hand, whose numbers can be followed."""
+"""A small report made by hand, whose numbers can be followed, and LoRAs whose norms and spectra are known."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
-from lbm_lora.adapter import Ledger, LedgerRow, Status
+from lbm_lora.adapter import Adapter, AdapterMetadata, Ledger, LedgerRow, LoraModule, Status
 from lbm_lora.factorize import Measure
-from lbm_lora.naming import ParamName
-from lbm_lora.report import (
+from lbm_lora.fidelity.outputs import (
     DenoiserScore,
     ImageComparison,
     ImageScore,
     ImageSet,
     LoraFile,
     OutputComparison,
-    Report,
     VariantScores,
-    WeightReport,
     summarize,
     summarize_denoiser,
-    weight_report,
 )
+from lbm_lora.fidelity.weights import WeightReport, weight_report
+from lbm_lora.naming import ModuleName, ParamName
+from lbm_lora.report import Report
 
 PNG = b"\x89PNG\r\n\x1a\n and so on"
 
@@ -202,3 +203,31 @@ def build_set() -> Callable[..., ImageSet]:
 def report(weights: WeightReport, outputs: OutputComparison) -> Report:
     """Weights, outputs and one note."""
     return Report(weights=weights, outputs=outputs, notes=("The VAEs differ in 3 of 248 tensors.",))
+
+
+def module_of_spectrum(name: str, values: list[float], shape: tuple[int, int] = (6, 5), alpha: float = 0) -> LoraModule:
+    """A linear lora module with these singular values, at scaling 1 unless `alpha` is given."""
+    rank = len(values)
+    generator = torch.Generator().manual_seed(len(name))
+    left, _ = torch.linalg.qr(torch.randn(shape[0], rank, generator=generator))
+    right, _ = torch.linalg.qr(torch.randn(shape[1], rank, generator=generator))
+    return LoraModule(ModuleName(name), right.mT, left * torch.tensor(values), alpha or float(rank))
+
+
+@pytest.fixture
+def spectrum() -> Callable[..., LoraModule]:
+    """`spectrum("a.proj", [3.0, 1.0])`: see `module_of_spectrum`."""
+    return module_of_spectrum
+
+
+@pytest.fixture
+def lora() -> Callable[..., Adapter]:
+    """`lora(module, ..., dense={"a.bias": tensor})`: an adapter of these parts."""
+
+    def make(
+        *modules: LoraModule, dense: Mapping[str, Tensor] | None = None, metadata: AdapterMetadata | None = None
+    ) -> Adapter:
+        deltas = {ParamName(name): delta for name, delta in (dense or {}).items()}
+        return Adapter({module.name: module for module in modules}, deltas, metadata or AdapterMetadata(), "denoiser.")
+
+    return make

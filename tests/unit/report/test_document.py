@@ -11,15 +11,9 @@ from jsonschema import Draft202012Validator
 
 from lbm_lora.adapter import LedgerRow, Status
 from lbm_lora.errors import InputError
-from lbm_lora.report import (
-    OutputComparison,
-    Provenance,
-    Report,
-    WeightReport,
-    parse_report,
-    report_json,
-    report_schema,
-)
+from lbm_lora.fidelity.outputs import OutputComparison
+from lbm_lora.fidelity.weights import WeightReport
+from lbm_lora.report import Provenance, Report, parse_report, report_json, report_schema
 
 KEYS = {
     "": ["schema", "verdict", "weights", "outputs", "notes", "provenance"],
@@ -92,21 +86,6 @@ def test_infinite_errors_survive(build: Callable[..., WeightReport], row: Callab
     assert back.relative_error == math.inf
     assert back.rows[0].relative_error == math.inf
     assert math.isnan(back.rows[0].error_share)
-
-
-def test_provenance(report: Report) -> None:
-    given = Provenance(
-        files={"base": "b.safetensors"},
-        settings={"size": None, "seed": 3, "scale": math.inf, "images": True},
-        versions={},
-    )
-    found = json.loads(report_json(report, provenance=given))["provenance"]
-    assert found == {
-        "files": {"base": "b.safetensors"},
-        "digests": {},
-        "settings": {"size": None, "seed": 3, "scale": "inf", "images": True},
-        "versions": {},
-    }
 
 
 def test_the_text_is_what_json_makes_of_the_values(report: Report) -> None:
@@ -194,13 +173,3 @@ def test_what_is_no_report(text: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_report(text)
     assert str(caught.value) == message
-
-
-def test_the_text_of_a_report_is_short(report: Report) -> None:
-    error = f"relative error {100 * report.weights.relative_error:.1f} %"
-    tensors = f"{report.weights.tensors} tensors"
-    assert report.outputs is not None
-    images = len(report.outputs.images)
-    assert str(report) == f"<Report: {tensors}, {error}, {images} images>"
-    assert repr(report.weights) == f"<WeightReport: {tensors}, {error}>"
-    assert repr(report.outputs).startswith(f"<OutputComparison: {images} images, ")

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lbm_lora.fidelity.outputs import ImageSet
+from lbm_lora.files import MARK
 from lbm_lora.imaging.image_file import encode_image
-from lbm_lora.ownership import COMPARISON, REPORT_LINE
 from lbm_lora.progress import LbmLoraWarning
-from lbm_lora.report import ImageSet, Report, full_text, installed_versions, parse_report, write_report
+from lbm_lora.report import Report, full_text, parse_report, write_report
 
 PNG = b"\x89PNG\r\n\x1a\n and so on"
 
@@ -21,28 +22,18 @@ def test_all_forms_lie_in_one_folder(report: Report, build_set: Callable[..., Im
     assert [path.name for path in paths] == ["report.txt", "report.json", "report.html", "comparison.png"]
     assert {path.name for path in paths} == {path.name for path in (tmp_path / "new" / "folder").iterdir()}
     text, json_file, page, image = paths
-    assert text.read_text() == f"{full_text(report)}\n\n{REPORT_LINE}"
+    assert text.read_text() == f"{full_text(report)}\n\n# {MARK}: report\n"
     assert parse_report(json_file.read_text()) == report
     assert "data:image/png;base64," in page.read_text()
     assert image.read_bytes() == PNG
 
 
-def test_without_an_image_there_is_none(report: Report, tmp_path: Path) -> None:
-    assert [path.name for path in write_report(report, tmp_path)] == ["report.txt", "report.json", "report.html"]
-
-
 def test_an_earlier_image_beside_a_report_without_one_is_named(report: Report, tmp_path: Path) -> None:
-    image = encode_image(Image.new("RGB", (4, 4)), ".png", mark=COMPARISON)
+    image = encode_image(Image.new("RGB", (4, 4)), ".png", mark=f"{MARK}: comparison")
     write_report(report, tmp_path, image=image)
     with pytest.warns(LbmLoraWarning, match=r"comparison\.png is of an earlier report: this one has no images"):
         write_report(report, tmp_path)
     assert (tmp_path / "comparison.png").read_bytes() == image
-
-
-def test_versions_of_what_is_installed() -> None:
-    found = installed_versions(["torch", "no-such-library"])
-    assert list(found) == ["torch"]
-    assert found["torch"][0].isdigit()
 
 
 def test_plotly_and_jinja_are_loaded_for_a_page_only() -> None:

@@ -14,14 +14,6 @@ def found(*names: str) -> Found:
     return Found("a.tar/000", {name: Part(Path("a.tar"), place, 1) for place, name in enumerate(names)})
 
 
-def test_the_key_itself_comes_first() -> None:
-    assert found("source.png", "source.jpg").pick("source.jpg").offset == 1
-
-
-def test_another_extension_will_do() -> None:
-    assert found("target.png", "source.webp").pick("Source.JPG").offset == 1
-
-
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -43,21 +35,9 @@ def test_bytes_are_read_from_their_place(tmp_path: Path) -> None:
         Part(path, 8, 4).read()
 
 
-@pytest.mark.parametrize(("count", "total", "limit"), [(0, 0, 0.0), (0, 10, 0.0), (2, 40, 0.05), (2, 3, 1.0)])
-def test_good_enough(count: int, total: int, limit: float) -> None:
-    assert complaint("a.tar", TWO[:count], total, limit) == ""
-
-
 @pytest.mark.parametrize(("total", "limit"), [(39, 0.05), (2, 1.0)])
 def test_too_many_or_all(total: int, limit: float) -> None:
     assert complaint("a.tar", TWO, total, limit)
-
-
-def test_it_says_how_many_and_which() -> None:
-    assert complaint("a.tar", TWO, 10, 0.05) == (
-        "a.tar: 2 of 10 samples cannot be used (20.0 %): a.tar/001 (no source.jpg), a.tar/002 (cannot be decoded), "
-        "but max_corrupt is 5 %."
-    )
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """The workflow `base`: where the backbone comes from, and what is refused."""
 
 import json
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +11,6 @@ from safetensors.torch import save_file
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.base import BaseConfig
 from lbm_lora.errors import CheckpointError, ConfigError, HubError, InputError, OutputError, PairingError
-from lbm_lora.file_plan import FilePlan
-from lbm_lora.late_files import notes_of_one_call
 from lbm_lora.workflows.base import ensure_base, planned_missing, run
 from standins import Lbm
 
@@ -70,32 +66,6 @@ def test_ensure_base_makes_a_missing_base_and_leaves_one_that_is_there(lbm: Lbm,
     for make in (planned_missing, ensure_base):
         with pytest.raises(CheckpointError, match=r"^The backbone zzz .* is not at zzz, and is not a hub id"):
             make(path, backbone_signature="zzz", config_path=None)
-
-
-def test_a_base_that_is_moved_after_the_plan_does_not_cost_its_twin(lbm: Lbm, tmp_path: Path) -> None:
-    """`extract --create_base_model` reads images between its plan and its look at the base."""
-    base, ckpt = tmp_path / "base.safetensors", tmp_path / "base.ckpt"
-    config = lbm.tuned.parent / "config.yaml"
-    ensure_base(base, backbone_signature=str(lbm.backbone), config_path=config)
-    before = ckpt.stat()
-    plan = FilePlan()
-    plan.reads(base)
-    with notes_of_one_call():
-        plan.check()
-        base.rename(tmp_path / "elsewhere.safetensors")
-        with pytest.raises(OutputError, match=r"base\.ckpt is an input of this command, or was one when it began"):
-            ensure_base(base, backbone_signature=str(lbm.backbone), config_path=config)
-    assert os.path.samestat(ckpt.stat(), before)
-
-
-def test_a_base_that_was_there_when_the_command_began_is_not_made_again(lbm: Lbm, tmp_path: Path) -> None:
-    base = tmp_path / "base.safetensors"
-    shutil.copy(lbm.base, base)
-    with notes_of_one_call([base]):
-        base.rename(tmp_path / "elsewhere.safetensors")
-        with pytest.raises(CheckpointError, match=r"base\.safetensors was moved or removed after the command began"):
-            ensure_base(base, backbone_signature=str(lbm.backbone), config_path=None)
-    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere.safetensors"]
 
 
 def test_a_tuned_model_of_another_kind_is_told_apart_from_the_base_by_its_path(lbm: Lbm, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,8 +10,6 @@ import pytest
 from lbm_lora.cli.present import present
 from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.errors import ConfigError, ImageError, OutputError, PairingError
-from lbm_lora.imaging.paths import readable_sources
-from lbm_lora.late_files import notes_of_one_call
 from lbm_lora.regular_file import file_digest
 from lbm_lora.workflows import validate
 from lbm_lora.workflows.compress import CompressResult, run, split_images
@@ -135,24 +132,3 @@ def test_a_base_in_the_place_of_the_tuned_model_is_found_before_anything_is_meas
     with pytest.raises(PairingError, match=r"is marked as an exact base and .* is not: the two are swapped"):
         run(config(lbm, tuned=made.base, base_model_path=lbm.tuned, output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-
-
-def test_a_default_folder_that_is_exchanged_while_images_are_read_is_kept(
-    lbm: Lbm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("relight_lora", "theirs"):
-        (tmp_path / name).mkdir()
-
-    def exchanging(images: Sequence[str]) -> tuple[Path, ...]:
-        Path("relight_lora").rename("away")
-        Path("theirs").rename("relight_lora")
-        return readable_sources(images)
-
-    monkeypatch.setattr("lbm_lora.workflows.compress.readable_sources", exchanging)
-    with (
-        notes_of_one_call(),
-        pytest.raises(OutputError, match="relight_lora was replaced by another folder after the command began"),
-    ):
-        run(config(lbm, name="relight", base_model_path=lbm.base))
-    assert list(Path("relight_lora").iterdir()) == []

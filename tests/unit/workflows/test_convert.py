@@ -145,15 +145,3 @@ def test_a_base_must_be_the_lora_s(lbm: Lbm, lora: Path, tmp_path: Path) -> None
         run(given)
     assert not given.save_to.exists()
     assert run(dataclasses.replace(given, base_model_path=lbm.base)).modules
-
-
-@pytest.mark.parametrize("content", ["", '{"mine": true}'])
-def test_a_config_beside_an_empty_file_of_weights_is_not_ours(lora: Path, tmp_path: Path, content: str) -> None:
-    made = config(lora, tmp_path, "peft", biases="drop", norms="drop")
-    made.save_to.mkdir()
-    (made.save_to / "adapter_model.safetensors").touch()
-    kept = made.save_to / "adapter_config.json"
-    kept.write_text(content)
-    with pytest.raises(OutputError, match=r"adapter_(model|config)\.\w+ exists, and lbm-lora did not write it"):
-        run(made)
-    assert kept.read_text() == content

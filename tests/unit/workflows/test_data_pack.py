@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,7 +11,6 @@ from lbm_lora.configs.data_check import CheckConfig
 from lbm_lora.configs.data_pack import PackConfig
 from lbm_lora.errors import ConfigError, DataError, OutputError
 from lbm_lora.progress import LbmLoraWarning
-from lbm_lora.training.data import pack
 from lbm_lora.workflows import data_check, data_pack
 
 
@@ -96,23 +94,3 @@ def test_names_with_control_characters_are_left_out(pairs: Path, tmp_path: Path)
 def test_the_command_line() -> None:
     pack, _ = parse("data pack", ["FOLDER", "--to", "DIR", "--shard_mb", "3"])
     assert (pack.folder, pack.to, pack.shard_mb) == (Path("FOLDER"), Path("DIR"), 3)
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_file_that_appears_at_a_shards_path_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
-) -> None:
-    (tmp_path / "shards").mkdir()
-    shard = tmp_path / "shards/pairs-000000.tar"
-    write = pack._write_shard
-
-    def write_late(*given: Any) -> None:
-        write(*given)
-        shard.write_text("theirs")
-
-    monkeypatch.setattr(pack, "_write_shard", write_late)
-    config = PackConfig(folder=PAIRS, to=tmp_path / "shards", overwrite=overwrite)
-    with pytest.raises(OutputError, match=r"pairs-000000\.tar appeared while this command ran"):
-        data_pack.run(config)
-    assert shard.read_text() == "theirs"
-    assert list((tmp_path / "shards").iterdir()) == [shard]

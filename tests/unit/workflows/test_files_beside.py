@@ -5,13 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from lbm_lora.adapter import Adapter, LoraModule
-from lbm_lora.adapter.metadata import STEP_KEY
-from lbm_lora.atomic import together, write_text
+from lbm_lora.files import MARK, together, write_text
 from lbm_lora.naming import ModuleName
-from lbm_lora.ownership import MARK_KEY, MARK_LINE
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.workflows.files_beside import twin_path, warn_of_others
 
@@ -24,7 +21,7 @@ def lora(tmp_path: Path) -> Path:
     path = adapter.save(tmp_path / "x.safetensors")
     adapter.save(twin_path(path, "comfyui"), "comfyui")
     adapter.save(twin_path(path, "peft"), "peft")
-    (tmp_path / "x_config.yaml").write_text(f"{MARK_LINE}extraction_method: lbm_lora\n")
+    (tmp_path / "x_config.yaml").write_text(f"# {MARK}\nextraction_method: lbm_lora\n")
     return path
 
 
@@ -52,15 +49,6 @@ def test_a_folder_is_no_earlier_one_of_its_own_name(lora: Path, monkeypatch: pyt
         warnings.simplefilter("error")
         for path in (folder, Path()):
             warn_of_others(path)
-
-
-def test_a_twin_of_the_same_save_of_a_training_is_not_named(tmp_path: Path) -> None:
-    lora, earlier = tmp_path / "x.safetensors", tmp_path / "x.comfyui.safetensors"
-    for path, step in ((lora, 2), (tmp_path / "x.diffusers.safetensors", 2), (earlier, 1)):
-        save_file({"a": torch.ones(1)}, path, {MARK_KEY: "LoRA", STEP_KEY: f"{step} 0123"})
-    with pytest.warns(LbmLoraWarning) as warned:
-        warn_of_others(lora)
-    assert [str(one.message) for one in warned] == [f"{earlier} belongs to an earlier x.safetensors. Remove it."]
 
 
 def test_what_is_replaced_and_files_of_others_are_not(lora: Path) -> None:

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import tempfile
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +19,10 @@ from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, LoraModule, load_
 from lbm_lora.adapter.metadata import STEP_KEY
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.push import PushConfig
-from lbm_lora.errors import ConfigError, HubError, InputError, OutputError
-from lbm_lora.hub import local_lora, publish
-from lbm_lora.late_files import notes_of_one_call
+from lbm_lora.errors import ConfigError, HubError, OutputError
+from lbm_lora.hub import local_lora
 from lbm_lora.model.build import load_model
 from lbm_lora.naming import ModuleName, ParamName, bias_of, weight_of
-from lbm_lora.progress import Silent
 from lbm_lora.workflows.push import TWIN, run
 from standins import Lbm
 
@@ -121,78 +118,6 @@ def test_files_of_others_in_the_repository_stay(hub: HubServer, config: PushConf
     assert repo.branches["main"] == before
     run(replace(config, overwrite=True))
     assert repo.commits[repo.branches["main"]] == ours
-
-
-def test_a_lora_that_is_moved_to_the_folder_while_pictures_are_read_is_kept(
-    config: PushConfig, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "lemon.png")
-    mine, out = tmp_path / "relight.safetensors", tmp_path / "out"
-    shutil.copy(lora, mine)
-    out.mkdir()
-
-    def moving(images: object) -> None:
-        mine.rename(out / TWIN)
-        (tmp_path / "lime.png").write_bytes(b"comes later, and is not sought")
-
-    monkeypatch.setattr("lbm_lora.workflows.push.digests_of", moving)
-    given = replace(config, lora_path=mine, images=str(tmp_path / "lemon.png"), save_to=out)
-    with notes_of_one_call(), pytest.raises(OutputError):
-        run(given)
-    assert (out / TWIN).read_bytes() == lora.read_bytes()
-
-
-def test_a_folder_that_is_moved_away_while_pictures_are_read_keeps_its_name(
-    config: PushConfig, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is `relight.v1`, while `relight` would be the stem of a file."""
-    folder, out, theirs = tmp_path / "relight.v1", tmp_path / "out", tmp_path / "out" / "relight.safetensors"
-    folder.mkdir()
-    shutil.copy(lora, folder)
-    out.mkdir()
-    theirs.write_text("theirs")
-    monkeypatch.setattr("lbm_lora.workflows.push.digests_of", lambda _: folder.rename(tmp_path / "away"))
-    with notes_of_one_call(), suppress(InputError):  # its file may be read again
-        run(replace(config, lora_path=folder, save_to=out))
-    assert theirs.read_text() == "theirs"
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("to", ["user/repo", "user/repo@new", "user/new"])
-def test_what_somebody_commits_during_the_upload_stays(
-    hub: HubServer, config: PushConfig, to: str, overwrite: bool
-) -> None:
-    run(config)
-    name, _, branch = to.partition("@")
-
-    class Meanwhile(Silent):
-        def start(self, total: int, what: str) -> None:
-            if what.startswith("uploading"):
-                hub.put(name, {"README.md": b"theirs"}, branch=branch or "main")
-
-    given = replace(config, to=to, overwrite=overwrite)
-    with pytest.raises(HubError, match=r"somebody has changed the repository meanwhile, and nothing was replaced\."):
-        run(given, Meanwhile())
-    repo = hub.repos[name]
-    assert repo.commits[repo.branches[branch or "main"]]["README.md"] == b"theirs"
-    run(replace(given, overwrite=True))
-    assert repo.commits[repo.branches[branch or "main"]]["README.md"] != b"theirs"
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("to", ["user/repo", "user/repo@new"])
-def test_what_somebody_makes_meanwhile_stays(
-    hub: HubServer, config: PushConfig, monkeypatch: pytest.MonkeyPatch, to: str, overwrite: bool
-) -> None:
-    branch = to.partition("@")[2] or "main"
-    if branch != "main":
-        hub.put("user/repo", {"README.md": b"of the main branch"})
-    theirs = {"README.md": b"theirs"}
-    monkeypatch.setattr(publish, "_check_at_hub", lambda _: hub.put("user/repo", theirs, branch=branch))
-    with pytest.raises(OutputError, match=rf"{to} was made while this command ran, with README\.md\. Run"):
-        run(replace(config, to=to, overwrite=overwrite))
-    repo = hub.repos["user/repo"]
-    assert repo.commits[repo.branches[branch]]["README.md"] == b"theirs"
 
 
 def test_a_lora_with_the_name_of_the_twin_is_renamed(hub: HubServer, config: PushConfig, tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_a_full_disk_leaves_the_lora_its_sidecar_and_its_twins_of_before(
     extract.run(config)
     before = contents()
     assert len(before) == 5
-    monkeypatch.setattr("lbm_lora.adapter.foreign_file.write_text", full)
+    monkeypatch.setattr("lbm_lora.adapter.adapter_file.write_text", full)
     with pytest.raises(OutputError, match=r"No space left on device\. Choose another output path\."):
         extract.run(dataclasses.replace(config, rank=1))
     assert contents() == before  # the native LoRA too, which was complete

@@ -18,7 +18,6 @@ from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import AdapterError, ConfigError, ImageError, OutputError, QualityError, WrongBaseError
-from lbm_lora.late_files import notes_of_one_call
 from lbm_lora.naming import ParamName, module_of
 from lbm_lora.progress import LbmLoraWarning, Silent
 from lbm_lora.regular_file import file_digest
@@ -179,28 +178,6 @@ def test_names_that_the_lora_lacks_are_comments(lbm: Lbm, config: ValidateConfig
             run(dataclasses.replace(config, lora_path=attention.adapter))
 
 
-def test_a_default_folder_that_is_exchanged_while_models_are_fetched_is_kept(
-    config: ValidateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lora, folder = tmp_path / "l.safetensors", tmp_path / "l_report"
-    shutil.copy(config.lora_path, lora)
-    for path in (folder, tmp_path / "theirs"):
-        path.mkdir()
-
-    def fetching(given: ValidateConfig, progress: object) -> ValidateConfig:
-        folder.rename(tmp_path / "away")
-        (tmp_path / "theirs").rename(folder)
-        return given
-
-    monkeypatch.setattr("lbm_lora.workflows.validate.localized", fetching)
-    with (
-        notes_of_one_call(),
-        pytest.raises(OutputError, match="l_report was replaced by another folder after the command began"),
-    ):
-        run(dataclasses.replace(config, lora_path=lora, report=None))
-    assert list(folder.iterdir()) == []
-
-
 def test_a_folder_of_peft_has_a_report_of_its_own(config: ValidateConfig, tmp_path: Path) -> None:
     """Not that of the file next to it, nor that of another folder with a dot in its name."""
     for name in ("x.peft", "relight.v1", "relight.v2"):
@@ -212,13 +189,6 @@ def test_a_folder_of_peft_has_a_report_of_its_own(config: ValidateConfig, tmp_pa
     assert report_folder(chosen) == tmp_path / "x.peft_report"
     given = dataclasses.replace(config, lora_path=tmp_path / "relight.v1.safetensors", report=None)
     assert report_folder(given) == tmp_path / "relight.v1_report"
-
-
-def test_a_large_file_at_the_path_of_the_list_is_not_read(config: ValidateConfig, tmp_path: Path) -> None:
-    with (tmp_path / "model.safetensors").open("wb") as file:
-        file.truncate(2**36)
-    with pytest.raises(OutputError, match=r"model\.safetensors exists, and lbm-lora did not write it"):
-        run(dataclasses.replace(config, layer_names=tmp_path / "model.safetensors"))
 
 
 @pytest.fixture

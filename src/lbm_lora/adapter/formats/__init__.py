@@ -26,6 +26,3 @@ def codec_of(keys: Collection[str], header: Mapping[str, str]) -> Codec | None:
 def codec_named(name: FormatName) -> Codec:
     """Return the codec of a foreign format."""
     return next(codec for codec in CODECS if codec.name == name)
-
-
-__all__ = ["CODECS", "WISHES", "Codec", "Encoded", "Parts", "Saved", "Source", "Wishes", "codec_named", "codec_of"]

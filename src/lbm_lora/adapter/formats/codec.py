@@ -18,20 +18,14 @@ from lbm_lora.naming import ModuleName, ParamName
 
 @dataclass(frozen=True)
 class Source:
-    """A file, or state dict, of a foreign format.
-
-    Attributes:
-        tensors: by the file's own keys; views of the file.
-        header: the strings of its header.
-        path: the file, or the folder that holds it, as given: for messages and for the files next to it
-            (`adapter_config.json`).
-        base: the component that it is meant for, where it is at hand: values that replace the base's become deltas.
-    """
+    """A file, or state dict, of a foreign format: its tensors by their own keys, and the strings of its header."""
 
     tensors: Mapping[str, Tensor]
     header: Mapping[str, str]
     path: Path
+    """The file, or the folder that holds it, as given: also for the files next to it (`adapter_config.json`)."""
     base: Component | None = None
+    """The component that it is meant for, where it is at hand: values that replace the base's become deltas."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +33,6 @@ class Parts:
     """Contents of a foreign file in our terms, complete: a codec reads every key or raises.
 
     Attributes:
-        modules: low-rank deltas, with the file's scaling as alpha.
-        dense: dense deltas: biases, norms, matrices.
-        prefix: prefix of the component in an LBM checkpoint.
         notes: what the user should know, one sentence each, such as what was rebuilt or left out.
         own_header: names of header entries that are the format's, and no metadata of the adapter.
     """
@@ -55,12 +46,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Wishes:
-    """The user's choices for deltas that a format cannot hold.
-
-    Attributes:
-        biases, norms: see `BiasesAs` and `NormsAs`.
-        base: the component that the adapter is for; `replace` needs its values.
-    """
+    """The user's choices for deltas that a format cannot hold. `replace` needs the values of the base."""
 
     biases: BiasesAs = "keep"
     norms: NormsAs = "keep"
@@ -83,29 +69,20 @@ class Encoded:
     """An adapter in a foreign format.
 
     Attributes:
-        tensors: by the format's keys.
         header: strings for the `.safetensors` header, on top of the adapter's own metadata.
         config: contents of the `adapter_config.json` next to the file, for a format that has one.
-        dropped: param names left out, as the wishes say.
         notes: what the user should know, one sentence each.
     """
 
     tensors: Mapping[str, Tensor]
     header: Mapping[str, str] = field(default_factory=dict[str, str])
     config: Mapping[str, object] | None = None
-    dropped: tuple[ParamName, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Saved:
-    """Outcome of writing an adapter.
-
-    Attributes:
-        path: the file, or the folder of a format with a config next to it.
-        dropped: param names left out, as the wishes say.
-        notes: what the user should know, one sentence each.
-    """
+    """Outcome of writing an adapter: its file or folder, the params left out, and what the user should know."""
 
     path: Path
     dropped: tuple[ParamName, ...] = ()
@@ -114,14 +91,10 @@ class Saved:
 
 @dataclass(frozen=True)
 class Codec:
-    """A foreign format.
+    """A foreign format: how its keys are recognised, and its files read and written.
 
-    Attributes:
-        name: as a user writes it.
-        matches: whether keys and header are of this format.
-        decode: read all of a file. Raises AdapterError for what cannot be read.
-        encode: write an adapter. Raises AdapterError for what the format cannot hold and the wishes do not settle,
-            counted and named, with the options that settle it.
+    `encode` raises AdapterError for what the format cannot hold and the wishes do not settle, counted and named, with
+    the options that settle it.
     """
 
     name: FormatName
@@ -131,11 +104,7 @@ class Codec:
 
 
 def only_deltas(wishes: Wishes, format: str) -> None:
-    """Check that the wishes ask for nothing but deltas, for a format that has nothing else.
-
-    Raises:
-        AdapterError: biases or norms should be written in another way.
-    """
+    """Check that the wishes ask for nothing but deltas, for a format that has nothing else."""
     for name, value in (("biases", wishes.biases), ("norms", wishes.norms)):
         if value not in ("keep", "drop"):
             raise AdapterError(
@@ -158,9 +127,6 @@ def check_held(
     Args:
         remedies: for `biases` and `norms`: the option's values that would help.
         lead: what the options are for.
-
-    Raises:
-        AdapterError: there are such deltas.
     """
     if not (biases or norms or others):
         return

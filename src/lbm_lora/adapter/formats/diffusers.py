@@ -12,16 +12,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import cast
 
-from torch import Tensor
-
 from lbm_lora.adapter.formats.codec import Codec, Encoded, Parts, Source, Wishes, check_held
-from lbm_lora.adapter.formats.grouping import is_of_another_part
+from lbm_lora.adapter.formats.layers import KEY, Before, as_before, dense_kinds, layer_tensors, notes_of, to_one_rank
 from lbm_lora.adapter.formats.lora_config import LoraConfig, config_fields, config_of
-from lbm_lora.adapter.formats.one_rank import KEY, Before, as_before
 from lbm_lora.adapter.formats.peft_keys import decode_layers, is_factor
-from lbm_lora.adapter.formats.peft_layers import dense_kinds, layers_of, notes_of, up_biases
+from lbm_lora.adapter.formats.reading import is_of_another_part, note_left_out
 from lbm_lora.adapter.module import Adapter
-from lbm_lora.errors import AdapterError, listing, plural
+from lbm_lora.errors import AdapterError
 from lbm_lora.naming import DENOISER_PREFIX, bias_of
 from lbm_lora.plain_text import TextError, parse_json
 
@@ -38,27 +35,18 @@ def _decode(source: Source) -> Parts:
     if any(key.startswith(_TRANSFORMER) for key in source.tensors):
         raise AdapterError(f"{source.path} is a LoRA for a diffusion transformer. An LBM's denoiser is a UNet.")
     left_out = [key for key in source.tensors if is_of_another_part(key)]
-    kept = {key: tensor for key, tensor in source.tensors.items() if not is_of_another_part(key)}
-    if not kept:
-        raise AdapterError(
-            f"{source.path} holds a LoRA of text encoders alone: {listing(left_out, limit=3)}. An LBM has none, so "
-            "there is nothing in it for one."
-        )
+    note = note_left_out(left_out, source)
+    kept = {key: tensor for key, tensor in source.tensors.items() if key not in left_out}
     prefix = next((p for p in (PREFIX, DENOISER_PREFIX) if all(key.startswith(p) for key in kept)), "")
     tensors = {key.removeprefix(prefix): tensor for key, tensor in kept.items()}
     config = _config(source.header, source.path)
     modules, dense, notes = decode_layers(tensors, config, source.base, source.path)
-    if left_out:
-        notes.append(
-            f"{plural(len(left_out), 'key')} left out, of parts that an LBM lacks (text encoders, embeddings of text "
-            f"and size): {listing(left_out, limit=3)}."
-        )
     component = DENOISER_PREFIX if source.base is None else source.base.prefix
     before = Before.of_header(source.header)
     if before is not None:
         modules, matrices = as_before(modules, before)
         dense, component = dense | matrices, before.prefix
-    return Parts(modules, dense, component, tuple(notes), (CONFIG_KEY, KEY, "format"))
+    return Parts(modules, dense, component, (*notes, *note), (CONFIG_KEY, KEY, "format"))
 
 
 def _config(header: Mapping[str, str], where: Path) -> LoraConfig | None:
@@ -76,25 +64,20 @@ def _config(header: Mapping[str, str], where: Path) -> LoraConfig | None:
 
 def _encode(adapter: Adapter, wishes: Wishes) -> Encoded:
     kinds = dense_kinds(adapter.dense)
-    layers = layers_of(adapter, kinds)
+    layers = to_one_rank(adapter.modules, kinds.matrices, adapter.prefix)
     is_kept = wishes.biases == "lora_bias"
     stray = [name for name in kinds.biases if not is_kept or name not in set(map(bias_of, layers.modules))]
     remedies = {"biases": "drop" if is_kept else "lora_bias|drop", "norms": "drop"}
     check_held(adapter, "diffusers", remedies, biases=stray, norms=kinds.norms, others=kinds.others)
-    biases = up_biases(layers, kinds.biases) if kinds.biases else {}
-    tensors: dict[str, Tensor] = {}
-    for name, module in layers.modules.items():
-        tensors |= {f"{PREFIX}{name}.lora_A.weight": module.down, f"{PREFIX}{name}.lora_B.weight": module.up}
-        tensors |= {f"{PREFIX}{name}.lora_B.bias": biases[name]} if biases else {}
-    fields = config_fields(layers.ranks) | ({"lora_bias": True} if biases else {})
+    fields = config_fields(layers.ranks) | ({"lora_bias": True} if kinds.biases else {})
     config = json.dumps({PREFIX + key: value for key, value in fields.items()}, sort_keys=True)
     notes = [
         *notes_of(adapter, layers),
         *(["diffusers before 0.40 needs weight_name= or use_safetensors=True."] if layers.padding is None else []),
-        *(["diffusers runs a LoRA with biases, but its fuse_lora() refuses it."] if biases else []),
+        *(["diffusers runs a LoRA with biases, but its fuse_lora() refuses it."] if kinds.biases else []),
     ]
     header = {"format": "pt", CONFIG_KEY: config, KEY: layers.before.encoded()}
-    return Encoded(tensors, header, notes=tuple(notes))
+    return Encoded(layer_tensors(PREFIX, layers, kinds.biases), header, notes=tuple(notes))
 
 
 CODEC = Codec("diffusers", _matches, _decode, _encode)

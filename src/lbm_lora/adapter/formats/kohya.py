@@ -22,8 +22,9 @@ What is written, and why:
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,16 +32,17 @@ from torch import Tensor
 from lbm_lora.adapter.formats.codec import Codec, Encoded, Parts, Source, Wishes, check_held, only_deltas
 from lbm_lora.adapter.formats.names import BY_FLAT, BY_FLAT_SGM, SGM, flat, is_norm
 from lbm_lora.adapter.formats.reading import read
-from lbm_lora.adapter.formats.rebuild import up_and_down
+from lbm_lora.adapter.formats.rebuild import module_of_matrix
 from lbm_lora.adapter.module import Adapter
-from lbm_lora.adapter.native import ALPHA, DIFF, DIFF_BIAS, DOWN, UP
+from lbm_lora.adapter.native import ALPHA, DIFF, DIFF_BIAS, encode_module
 from lbm_lora.configs.values import FormatName
 from lbm_lora.errors import AdapterError, listing, plural
-from lbm_lora.naming import ModuleName, ParamName, bias_of, leaf_of, module_of, weight_of
+from lbm_lora.naming import ModuleName, bias_of, leaf_of, module_of, weight_of
 
 UNET, LYCORIS_PREFIX = "lora_unet_", "lycoris_"
 _PREFIXES = (UNET, LYCORIS_PREFIX)
 W_NORM, B_NORM = ".w_norm", ".b_norm"
+_REMEDIES, _LEAD = {"biases": "drop", "norms": "drop"}, "comfyui holds them. To leave them out: "
 _OF_ATTENTION = re.compile(r"_attn[12]_to_\w+\.alpha$")
 
 
@@ -74,17 +76,17 @@ def _decode(source: Source) -> Parts:
     return replace(parts, dense={name: delta for name, delta in parts.dense.items() if name not in added})
 
 
-def _encode_kohya(adapter: Adapter, wishes: Wishes, format: FormatName, stem: Callable[[ModuleName], str]) -> Encoded:
+def _encode_kohya(format: FormatName, adapter: Adapter, wishes: Wishes) -> Encoded:
     only_deltas(wishes, format)
     _check_names(adapter, format)
     vectors = [name for name, delta in adapter.dense.items() if leaf_of(name) != "weight" or delta.dim() < 2]
     biases = [name for name in vectors if leaf_of(name) == "bias" and not is_norm(name)]
     norms = [name for name in vectors if is_norm(name)]
-    _check_held(adapter, format, biases, norms, [name for name in vectors if name not in {*biases, *norms}])
-    tensors = _factors(adapter, stem)
+    others = [name for name in vectors if name not in {*biases, *norms}]
+    check_held(adapter, format, _REMEDIES, biases=biases, norms=norms, others=others, lead=_LEAD)
+    tensors = _factors(adapter, format)
     for name, delta in adapter.dense.items():
-        up, down = up_and_down(delta)
-        tensors |= _keys(stem(module_of(name)), up, down, float(down.shape[0]))
+        tensors |= encode_module("", module_of_matrix(_stem(format, module_of(name)), delta), torch.float32)
     count = plural(len(adapter.dense), "dense matrix", "dense matrices")
     exact = (f"{count} written as factors of full rank, exactly.",) if adapter.dense else ()
     return Encoded(tensors, notes=(*exact, *_ignored_alphas(tensors)))
@@ -114,39 +116,27 @@ def _encode_lycoris(adapter: Adapter, wishes: Wishes) -> Encoded:
         for name in dense
         if leaf_of(name) == "bias" and not is_norm(name) and weight_of(module_of(name)) not in dense
     ]
-    _check_held(adapter, "lycoris", biases, [], others)
-    tensors = _factors(adapter, _lycoris_stem)
+    check_held(adapter, "lycoris", _REMEDIES, biases=biases, norms=[], others=others, lead=_LEAD)
+    tensors = _factors(adapter, "lycoris")
     for name, delta in dense.items():
         weight, bias = (W_NORM, B_NORM) if is_norm(name) else (DIFF, DIFF_BIAS)
-        stem = _lycoris_stem(module_of(name))
+        stem = _stem("lycoris", module_of(name))
         tensors[stem + (weight if leaf_of(name) == "weight" else bias)] = delta
         if is_norm(name) and weight_of(module_of(name)) not in dense:
             tensors[stem + weight] = torch.zeros_like(delta)
     return Encoded(tensors)
 
 
-def _factors(adapter: Adapter, stem: Callable[[ModuleName], str]) -> dict[str, Tensor]:
-    return {
-        key: tensor
-        for name, module in adapter.modules.items()
-        for key, tensor in _keys(stem(name), module.up, module.down, module.alpha).items()
-    }
+def _stem(format: FormatName, name: ModuleName) -> ModuleName:
+    prefix = LYCORIS_PREFIX if format == "lycoris" else UNET
+    return ModuleName(prefix + flat(SGM[name] if format == "kohya" else name))
 
 
-def _keys(stem: str, up: Tensor, down: Tensor, alpha: float) -> dict[str, Tensor]:
-    return {stem + UP: up, stem + DOWN: down, stem + ALPHA: torch.tensor(alpha, dtype=torch.float32)}
-
-
-def _sgm_stem(name: ModuleName) -> str:
-    return UNET + flat(SGM[name])
-
-
-def _diffusers_stem(name: ModuleName) -> str:
-    return UNET + flat(name)
-
-
-def _lycoris_stem(name: ModuleName) -> str:
-    return LYCORIS_PREFIX + flat(name)
+def _factors(adapter: Adapter, format: FormatName) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, module in adapter.modules.items():
+        tensors |= encode_module("", replace(module, name=_stem(format, name)), torch.float32)
+    return tensors
 
 
 def _check_names(adapter: Adapter, format: FormatName) -> None:
@@ -164,23 +154,8 @@ def _check_names(adapter: Adapter, format: FormatName) -> None:
         )
 
 
-def _check_held(
-    adapter: Adapter,
-    format: FormatName,
-    biases: Collection[ParamName],
-    norms: Collection[ParamName],
-    others: Collection[ParamName],
-) -> None:
-    lead = "comfyui holds them. To leave them out: "
-    remedies = {"biases": "drop", "norms": "drop"}
-    check_held(adapter, format, remedies, biases=biases, norms=norms, others=others, lead=lead)
-
-
 LYCORIS = Codec("lycoris", _is_lycoris, _decode, _encode_lycoris)
 DIFFUSERS_NAMES = Codec(
-    "kohya-diffusers",
-    _is_kohya_with_names_of_diffusers,
-    _decode,
-    lambda adapter, wishes: _encode_kohya(adapter, wishes, "kohya-diffusers", _diffusers_stem),
+    "kohya-diffusers", _is_kohya_with_names_of_diffusers, _decode, partial(_encode_kohya, "kohya-diffusers")
 )
-KOHYA = Codec("kohya", _is_kohya, _decode, lambda adapter, wishes: _encode_kohya(adapter, wishes, "kohya", _sgm_stem))
+KOHYA = Codec("kohya", _is_kohya, _decode, partial(_encode_kohya, "kohya"))

@@ -48,7 +48,6 @@ class LoraConfig:
         rank, alpha: of the layers that no pattern names.
         rank_pattern, alpha_pattern: regular expression of layers -> value; the first that matches counts.
         use_rslora: whether the scaling is alpha / sqrt(rank), in place of alpha / rank.
-        use_dora: whether every layer has magnitudes.
     """
 
     rank: int
@@ -63,9 +62,6 @@ class LoraConfig:
 
         Args:
             rank: the rank of its factors.
-
-        Raises:
-            AdapterError: the config says another rank, and so another scaling.
         """
         said = _matched(self.rank_pattern, name, self.rank)
         if said != rank:
@@ -107,11 +103,7 @@ def _compiled(key: str) -> "regex.Pattern[str]":
 
 
 def config_of(values: object, where: Path) -> LoraConfig:
-    """Return the config that a JSON object holds.
-
-    Raises:
-        AdapterError: it is no LoRA's, a rank or alpha is missing or out of its range, or it asks for what is not read.
-    """
+    """Return the config that a JSON object holds."""
     fields = cast(dict[str, object], values) if isinstance(values, dict) else {}
     _check_supported(fields, where)
     alpha = _ALPHAS[str(fields.get("peft_type", "LORA"))]

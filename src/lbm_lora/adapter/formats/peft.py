@@ -20,12 +20,20 @@ import torch
 from torch import Tensor
 
 from lbm_lora.adapter.formats.codec import Codec, Encoded, Parts, Source, Wishes, check_held
-from lbm_lora.adapter.formats.grouping import check_unrepeated
+from lbm_lora.adapter.formats.layers import (
+    KEY,
+    Before,
+    DenseKinds,
+    OneRank,
+    as_before,
+    dense_kinds,
+    layer_tensors,
+    notes_of,
+    to_one_rank,
+)
 from lbm_lora.adapter.formats.lora_config import LoraConfig, config_fields, config_of
-from lbm_lora.adapter.formats.one_rank import KEY, Before, OneRank, as_before
 from lbm_lora.adapter.formats.peft_keys import decode_layers, is_in_memory
-from lbm_lora.adapter.formats.peft_layers import DenseKinds, dense_kinds, layers_of, notes_of, up_biases
-from lbm_lora.adapter.formats.reading import read
+from lbm_lora.adapter.formats.reading import check_unrepeated, read
 from lbm_lora.adapter.module import Adapter
 from lbm_lora.checkpoint import TORCH_NAMES, Component
 from lbm_lora.errors import AdapterError, Option, listing, plural
@@ -108,23 +116,20 @@ def _added(name: ParamName, delta: Tensor, base: Component) -> Tensor:
 
 def _encode(adapter: Adapter, wishes: Wishes) -> Encoded:
     kinds = dense_kinds(adapter.dense)
-    layers = layers_of(adapter, kinds)
+    layers = to_one_rank(adapter.modules, kinds.matrices, adapter.prefix)
     _check_places(adapter, kinds, layers, wishes)
     is_all = wishes.biases == "replace" and bool(kinds.biases)
     replaced = {**kinds.norms, **(kinds.biases if is_all else {})}
-    biases = up_biases(layers, kinds.biases) if kinds.biases and not is_all else {}
-    tensors: dict[str, Tensor] = {}
-    for name, module in layers.modules.items():
-        tensors |= {f"{PREFIX}{name}.lora_A.weight": module.down, f"{PREFIX}{name}.lora_B.weight": module.up}
-        tensors |= {f"{PREFIX}{name}.lora_B.bias": biases[name]} if biases else {}
+    biases = {} if is_all else kinds.biases
+    tensors = layer_tensors(PREFIX, layers, biases)
     before = layers.before
     norms = sorted({module_of(name) for name in kinds.norms})
     if replaced:
         base = _base_of(adapter, replaced, wishes)
         others = [] if is_all else [name for name in base if module_of(name) in norms]
-        tensors |= {
-            _value_key(name, layers): _value(name, replaced, base) for name in dict.fromkeys([*replaced, *others])
-        }
+        for name in dict.fromkeys([*replaced, *others]):
+            value = base.read(name)
+            tensors[_value_key(name, layers)] = value.float() + replaced[name].float() if name in replaced else value
         before = _with_dtype(before, replaced, base)
     fields = config_fields(layers.ranks) | {
         "peft_type": "LORA",
@@ -144,7 +149,6 @@ def _encode(adapter: Adapter, wishes: Wishes) -> Encoded:
 
 
 def _check_places(adapter: Adapter, kinds: DenseKinds, layers: OneRank, wishes: Wishes) -> None:
-    """Raise AdapterError for deltas of which the wishes do not say what becomes of them."""
     with_bias = set(map(bias_of, layers.modules)) if wishes.biases == "lora_bias" else set[ParamName]()
     biases = [] if wishes.biases == "replace" else [name for name in kinds.biases if name not in with_bias]
     norms = [] if wishes.norms == "replace" else list(kinds.norms)
@@ -166,12 +170,6 @@ def _base_of(adapter: Adapter, replaced: Mapping[ParamName, Tensor], wishes: Wis
     if strange:
         raise AdapterError(f"{adapter.label}: {base.path} has no such parameters: {listing(strange, limit=3)}.")
     return base
-
-
-def _value(name: ParamName, deltas: Mapping[ParamName, Tensor], base: Component) -> Tensor:
-    """Return the tuned value in fp32, or the base's value if the adapter does not change it."""
-    value = base.read(name)
-    return value.float() + deltas[name].float() if name in deltas else value
 
 
 def _value_key(name: ParamName, layers: OneRank) -> str:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lbm_lora.adapter.formats.dora import base_weight, dora_delta, dora_note
-from lbm_lora.adapter.formats.grouping import check_unrepeated
 from lbm_lora.adapter.formats.lora_config import LoraConfig
+from lbm_lora.adapter.formats.reading import check_unrepeated
+from lbm_lora.adapter.formats.rebuild import base_weight, dora_delta, dora_note
 from lbm_lora.adapter.module import LoraModule
 from lbm_lora.adapter.native import DOWN, UP, alpha_in, decode
 from lbm_lora.checkpoint import Component
@@ -70,9 +70,6 @@ def decode_layers(
     Args:
         config: of the layers; without one their alpha is in the file, or their rank.
         base: needed for DoRA and for values that replace the base's.
-
-    Raises:
-        AdapterError: a part is missing or unknown, contradicts another one, or needs the base.
     """
     keys = _sorted_out(tensors, where)
     modules = _modules(keys.parts, config, where)
@@ -92,7 +89,7 @@ def decode_layers(
     for name, delta in _deltas(keys.values, base, where).items():
         dense[name] = dense[name].float() + delta if name in dense else delta
     doras = [dense[weight_of(name)] for name, part in keys.parts.items() if "magnitude" in part]
-    return modules, dense, [dora_note(len(doras), sum(delta.nbytes for delta in doras))] if doras else []
+    return modules, dense, [dora_note(len(doras), doras)] if doras else []
 
 
 def _check_free(name: ParamName, dense: Mapping[ParamName, Tensor], where: Path) -> None:

@@ -1,6 +1,7 @@
 """Read a foreign file completely: every key becomes part of a lora module or a dense delta, or is an error.
 
-What is rebuilt, all of it exactly:
+Keys are a module and an ending: those of sd-scripts, LyCORIS, ComfyUI (which tries all of the factors' endings), PEFT,
+diffusers and FastVideo. What is rebuilt, all of it exactly:
 
 - Tucker factors (`lora_mid`) are merged into `down`. LoHa and LoKr become factors, or dense deltas where those are
   smaller.
@@ -15,29 +16,128 @@ does always; `merge_to` of LyCORIS 4.1.3 scales them twice.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from lbm_lora.adapter.formats.codec import Parts, Source
-from lbm_lora.adapter.formats.dora import dora_delta, dora_note
-from lbm_lora.adapter.formats.grouping import Grouped, grouped
 from lbm_lora.adapter.formats.names import kernel_of
-from lbm_lora.adapter.formats.rebuild import loha, lokr, with_mid
+from lbm_lora.adapter.formats.rebuild import dora_delta, dora_note, loha, lokr, with_mid
 from lbm_lora.adapter.metadata import EXPORT_KEY
 from lbm_lora.adapter.module import LoraModule
 from lbm_lora.adapter.native import alpha_in
-from lbm_lora.checkpoint import Component
 from lbm_lora.errors import AdapterError, InputError, Option, listing, plural
 from lbm_lora.factorize import Factors
-from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName, weight_of
+from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName, bias_of, weight_of
 
+_FACTORS = {
+    ".lora_up.weight": "up", ".lora_down.weight": "down",
+    "_lora.up.weight": "up", "_lora.down.weight": "down",
+    ".lora.up.weight": "up", ".lora.down.weight": "down",
+    ".lora_B.weight": "up", ".lora_A.weight": "down",
+    ".lora_B.default.weight": "up", ".lora_A.default.weight": "down",
+    ".lora_linear_layer.up.weight": "up", ".lora_linear_layer.down.weight": "down",
+    ".lora_B": "up", ".lora_A": "down",
+    ".lora_mid.weight": "mid", ".alpha": "alpha", ".dora_scale": "dora_scale",
+    ".hada_w1_a": "hada_w1_a", ".hada_w1_b": "hada_w1_b", ".hada_w2_a": "hada_w2_a", ".hada_w2_b": "hada_w2_b",
+    ".hada_t1": "hada_t1", ".hada_t2": "hada_t2",
+    ".lokr_w1": "lokr_w1", ".lokr_w1_a": "lokr_w1_a", ".lokr_w1_b": "lokr_w1_b",
+    ".lokr_w2": "lokr_w2", ".lokr_w2_a": "lokr_w2_a", ".lokr_w2_b": "lokr_w2_b", ".lokr_t2": "lokr_t2",
+}  # fmt: skip
+_DELTAS = {".diff": weight_of, ".w_norm": weight_of, ".diff_b": bias_of, ".b_norm": bias_of, ".diff_param": ParamName}
+_VALUES = {".set_weight": weight_of, ".set_param": ParamName}
+_ENDINGS = sorted((*_FACTORS, *_DELTAS, *_VALUES), key=len, reverse=True)
+_TEXT_ENCODERS = ("lora_te", "lycoris_te", "lycoris_text_model", "text_encoder", "text_model.", "te_", "te1_", "te2_")
+_EMBEDDINGS = ("label_emb", "add_embedding")
+_EPSILON = torch.finfo(torch.float32).eps  # added to the norm by LyCORIS
 _Rebuilt = TypeVar("_Rebuilt")
 
-_EPSILON = torch.finfo(torch.float32).eps  # added to the norm by LyCORIS
+
+@dataclass(frozen=True)
+class Grouped:
+    """Tensors of a file in the denoiser's terms.
+
+    Attributes:
+        factors: module -> role -> tensor; roles are `up`, `down`, `mid`, `alpha`, `dora_scale`, `hada_*` and `lokr_*`.
+        values: values that replace the base's.
+        left_out: keys of parts that an LBM lacks.
+    """
+
+    factors: dict[ModuleName, dict[str, Tensor]] = field(default_factory=dict[ModuleName, dict[str, Tensor]])
+    deltas: dict[ParamName, Tensor] = field(default_factory=dict[ParamName, Tensor])
+    values: dict[ParamName, Tensor] = field(default_factory=dict[ParamName, Tensor])
+    left_out: list[str] = field(default_factory=list[str])
+
+    def has_room(self, module: ModuleName, ending: str, tensor: Tensor) -> bool:
+        """Put a tensor in its place; return False if the place is taken."""
+        if ending in _FACTORS:
+            return self.factors.setdefault(module, {}).setdefault(_FACTORS[ending], tensor) is tensor
+        if ending in _DELTAS:
+            return self.deltas.setdefault(_DELTAS[ending](module), tensor) is tensor
+        return self.values.setdefault(_VALUES[ending](module), tensor) is tensor
+
+
+def grouped(tensors: Mapping[str, Tensor], named: Callable[[str], ModuleName | None], where: Path) -> Grouped:
+    """Return the tensors of a file by module and role.
+
+    Args:
+        named: maps the part of a key before its ending to a module; None if it matches none.
+    """
+    found = Grouped()
+    endless: list[str] = []
+    unnamed: list[str] = []
+    twice: list[str] = []
+    for key, tensor in tensors.items():
+        if is_of_another_part(key):
+            found.left_out.append(key)
+            continue
+        ending = next((end for end in _ENDINGS if key.endswith(end)), None)
+        stem = key.removesuffix(ending or "")
+        module = named(stem)
+        if ending is None:
+            endless.append(key)
+        elif module is None:
+            unnamed.append(stem)
+        elif not found.has_room(module, ending, tensor):
+            twice.append(key)
+    _check(where, endless, "is not a key of a LoRA that can be read", "are not keys of a LoRA that can be read")
+    unknown = list(dict.fromkeys(unnamed))
+    _check(where, unknown, "is not a module of an LBM's denoiser", "are not modules of an LBM's denoiser")
+    check_unrepeated(twice, where)
+    return found
+
+
+def check_unrepeated(keys: list[str], where: Path) -> None:
+    """Refuse keys that mean the same as others of their file: one of them would count, unnoticed."""
+    _check(where, keys, "repeats what another key says", "repeat what other keys say")
+
+
+def _check(where: Path, names: list[str], one: str, several: str) -> None:
+    if len(names) == 1:
+        raise AdapterError(f"{where}: {names[0]} {one}.")
+    if names:
+        raise AdapterError(f"{where}: {plural(len(names), 'name')} {several}: {listing(names, limit=3)}.")
+
+
+def is_of_another_part(key: str) -> bool:
+    """Return whether a key is of a part that an LBM lacks: a text encoder, SDXL's text and size embedding."""
+    return key.startswith(_TEXT_ENCODERS) or any(part in key for part in _EMBEDDINGS)
+
+
+def note_left_out(keys: Collection[str], source: Source) -> list[str]:
+    """Return what to say of keys of other parts; a file may not hold them alone."""
+    if len(keys) == len(source.tensors):
+        raise AdapterError(
+            f"{source.path} holds a LoRA of text encoders alone: {listing(keys, limit=3)}. An LBM has none, so there "
+            "is nothing in it for one."
+        )
+    what = "of parts that an LBM lacks (text encoders, embeddings of text and size)"
+    return [f"{plural(len(keys), 'key')} left out, {what}: {listing(keys, limit=3)}."] if keys else []
 
 
 def read(source: Source, named: Callable[[str], ModuleName | None]) -> Parts:
@@ -45,49 +145,30 @@ def read(source: Source, named: Callable[[str], ModuleName | None]) -> Parts:
 
     Args:
         named: maps the part of a key before its ending to a module; None if it matches none.
-
-    Raises:
-        AdapterError: a key is unknown, factors do not belong together, or the base is needed and not at hand.
     """
     found = grouped(source.tensors, named, source.path)
-    if len(found.left_out) == len(source.tensors):
-        raise AdapterError(
-            f"{source.path} holds a LoRA of text encoders alone: {listing(found.left_out, limit=3)}. "
-            "An LBM has none, so there is nothing in it for one."
-        )
+    left_out = note_left_out(found.left_out, source)
     reader = _Reader(source, _is_turned_around(found))
     modules: dict[ModuleName, LoraModule] = {}
     dense = dict(found.deltas)
-    rebuilt: dict[str, int] = {}
+    rebuilt: Counter[str] = Counter()
     for name, parts in found.factors.items():
-        module, kind = reader.module(name, parts)
-        if kind:
-            rebuilt[kind] = rebuilt.get(kind, 0) + 1
-        if isinstance(module, LoraModule):
-            modules[name] = module
+        delta, kind = reader.module(name, parts)
+        rebuilt[kind] += 1
+        if isinstance(delta, LoraModule):
+            modules[name] = delta
         else:
-            _add(dense, weight_of(name), module, source)
+            _add(dense, weight_of(name), delta, source)
     for name, value in found.values.items():
-        _add(dense, name, reader.replaced(name, value), source)
+        base = reader.base(name, "a value that replaces the base's")
+        _add(dense, name, value.float() - base.float(), source)
     for name in dense.keys() & {weight_of(name) for name in modules}:
         raise AdapterError(f"{source.path}: {name} has both factors and a dense delta. Remove one of them.")
-    notes = _notes(rebuilt, dense)
-    if found.left_out:
-        notes.append(
-            f"{plural(len(found.left_out), 'key')} left out, of parts that an LBM lacks (text encoders, embeddings of "
-            f"text and size): {listing(found.left_out, limit=3)}."
-        )
-    return Parts(modules, dense, DENOISER_PREFIX, tuple(notes))
-
-
-def _notes(rebuilt: Mapping[str, int], dense: Mapping[ParamName, Tensor]) -> list[str]:
-    """Return what was rebuilt."""
-    exact = [f"{plural(count, 'module')} of {kind}" for kind, count in rebuilt.items() if kind != "DoRA"]
+    exact = [f"{plural(count, 'module')} of {kind}" for kind, count in rebuilt.items() if kind not in ("", "DoRA")]
     notes = [f"{' and '.join(exact)}: rebuilt exactly, as factors or as dense deltas."] if exact else []
-    if "DoRA" in rebuilt:
-        nbytes = sum(delta.nbytes for delta in dense.values())
-        notes.append(f"{dora_note(rebuilt['DoRA'], nbytes)} `lbm-lora resize` makes factors of them.")
-    return notes
+    if rebuilt["DoRA"]:
+        notes.append(f"{dora_note(rebuilt['DoRA'], dense.values())} `lbm-lora resize` makes factors of them.")
+    return Parts(modules, dense, DENOISER_PREFIX, (*notes, *left_out))
 
 
 def _add(dense: dict[ParamName, Tensor], name: ParamName, delta: Tensor, source: Source) -> None:
@@ -121,27 +202,20 @@ class _Reader:
             return self._dora(name, delta, parts["dora_scale"]), "DoRA"
         return delta, kind
 
-    def replaced(self, name: ParamName, value: Tensor) -> Tensor:
-        """Return the delta to a value that replaces the base's."""
-        return value.float() - self._base(name, "a value that replaces the base's").float()
-
     def _lora(self, name: ModuleName, parts: Mapping[str, Tensor]) -> LoraModule:
         missing = [role for role in ("up", "down") if role not in parts]
         if missing:
-            raise AdapterError(f"{self.source.path}: {name} has no {missing[0]} factor. The file is incomplete.")
-        up, down = parts["up"], parts["down"]
-        if up.dim() not in (2, 4) or down.dim() not in (2, 4):
-            raise self._misfit(name, up, down)
-        if self.is_turned_around and up.dim() == 4:
+            raise self._error(name, f" has no {missing[0]} factor. The file is incomplete.")
+        up, down, mid = parts["up"], parts["down"], parts.get("mid")
+        if self.is_turned_around and up.dim() == 4 and down.dim() in (2, 4):
             up, down = down, up
-        inner, mid = down.shape[0], parts.get("mid")
-        fits = up.numel() and down.numel() and up[0, 0].numel() == 1
-        if mid is None:
-            fits = fits and up.shape[1] == inner
-        else:
-            fits = fits and mid.numel() and mid.shape[:2] == (up.shape[1], inner) and down[0, 0].numel() == 1
-        if not fits:
-            raise self._misfit(name, up, down)
+        if not _fits(up, down, mid):
+            raise self._error(
+                name,
+                f": up {tuple(up.shape)} and down {tuple(down.shape)} do not fit together: "
+                "the second size of up and the first of down must be the rank.",
+            )
+        inner = down.shape[0]
         alpha = self._alpha(name, parts, inner)
         if mid is not None:
             alpha *= up.shape[1] / inner
@@ -149,12 +223,6 @@ class _Reader:
         shape = self._shape(name, (up.shape[0], *down.shape[1:]))
         up = up.reshape(*up.shape[:2], *(1 for _ in shape[2:]))
         return LoraModule(name, down.reshape(down.shape[0], *shape[1:]), up, alpha)
-
-    def _misfit(self, name: ModuleName, up: Tensor, down: Tensor) -> AdapterError:
-        return AdapterError(
-            f"{self.source.path}: {name}: up {tuple(up.shape)} and down {tuple(down.shape)} do not fit together: "
-            "the second size of up and the first of down must be the rank."
-        )
 
     def _product(
         self,
@@ -180,31 +248,33 @@ class _Reader:
             return rebuild(parts)
         except InputError as error:
             shapes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in parts.items())
-            raise AdapterError(f"{self.source.path}: {name}: {shapes} ", *error.args) from None
+            raise self._error(name, f": {shapes} ", *error.args) from None
 
     def _dora(self, name: ModuleName, delta: LoraModule | Tensor, magnitude: Tensor) -> Tensor:
-        base = self._base(weight_of(name), "a DoRA, which scales the base's own weight")
+        base = self.base(weight_of(name), "a DoRA, which scales the base's own weight")
         outputs, inputs = base.shape[:2]
         allowed = [(outputs, *(1 for _ in base.shape[1:])), (1, inputs, *(1 for _ in base.shape[2:]))]
         if tuple(delta.shape) != tuple(base.shape) or tuple(magnitude.shape) not in allowed:
-            raise AdapterError(
-                f"{self.source.path}: {name}: the delta {tuple(delta.shape)} and dora_scale "
-                f"{tuple(magnitude.shape)} do not fit the base's weight {tuple(base.shape)}."
+            raise self._error(
+                name,
+                f": the delta {tuple(delta.shape)} and dora_scale {tuple(magnitude.shape)} do not fit the base's "
+                f"weight {tuple(base.shape)}.",
             )
         low_rank = delta.delta() if isinstance(delta, LoraModule) else delta
         return dora_delta(base, low_rank, magnitude, epsilon=_EPSILON)
 
-    def _base(self, name: ParamName, what: str) -> Tensor:
+    def base(self, name: ParamName, what: str) -> Tensor:
+        """Return the base's value, without which this one cannot be read."""
         base = self.source.base
         if base is None:
-            raise AdapterError(
-                f"{self.source.path}: {name} is {what}: its delta depends on the base. `lbm-lora "
-                "convert` reads it with the base: ",
+            raise self._error(
+                name,
+                f" is {what}: its delta depends on the base. `lbm-lora convert` reads it with the base: ",
                 Option("base_model_path", "BASE"),
                 ".",
             )
         if name not in base:
-            raise AdapterError(f"{self.source.path}: {name} is not in the base {base.path}.")
+            raise self._error(name, f" is not in the base {base.path}.")
         return base.read(name)
 
     def _alpha(self, name: ModuleName, parts: Mapping[str, Tensor], rank: int) -> float:
@@ -212,31 +282,44 @@ class _Reader:
 
     def _shape(self, name: ModuleName, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of a weight in the denoiser, which may be that of a file without its 1x1 kernel."""
-        base = _shape_in(self.source.base, name)
-        if base is not None and _is_same_matrix(base, shape):
+        base = self._shape_in_base(name, shape)
+        if base is not None:
             return base
         is_ours = EXPORT_KEY in self.source.header
         return shape[:2] if not is_ours and shape[2:] == (1, 1) and kernel_of(name) == () else shape
 
     def _unflattened(self, name: ModuleName, rows: int, columns: int) -> tuple[int, ...]:
         """Return the shape of the weight that a flattened delta belongs to."""
-        base = _shape_in(self.source.base, name)
-        if base is not None and _is_same_matrix(base, (rows, columns)):
+        base = self._shape_in_base(name, (rows, columns))
+        if base is not None:
             return base
         kernel = kernel_of(name)
         if columns % math.prod(kernel):
-            raise AdapterError(
-                f"{self.source.path}: {name}: a delta of {rows} x {columns} does not fit the module's kernel of "
-                f"{' x '.join(map(str, kernel))}. The file is damaged, or for another model."
+            raise self._error(
+                name,
+                f": a delta of {rows} x {columns} does not fit the module's kernel of "
+                f"{' x '.join(map(str, kernel))}. The file is damaged, or for another model.",
             )
         return (rows, columns // math.prod(kernel), *kernel)
 
+    def _shape_in_base(self, name: ModuleName, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Return the shape of the base's weight, if it differs at most in how far its second side is flattened."""
+        if self.source.base is None or weight_of(name) not in self.source.base:
+            return None
+        base = self.source.base.specs[weight_of(name)].shape
+        is_alike = base == shape or len(base) != len(shape)
+        is_same = is_alike and len(base) > 1 and base[0] == shape[0] and math.prod(base) == math.prod(shape)
+        return base if is_same else None
 
-def _is_same_matrix(base: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Return whether two shapes differ at most in how far their second side is flattened."""
-    is_alike = base == shape or len(base) != len(shape)
-    return is_alike and len(base) > 1 and base[0] == shape[0] and math.prod(base) == math.prod(shape)
+    def _error(self, name: str, *parts: str | Option) -> AdapterError:
+        return AdapterError(f"{self.source.path}: {name}", *parts)
 
 
-def _shape_in(base: Component | None, name: ModuleName) -> tuple[int, ...] | None:
-    return base.specs[weight_of(name)].shape if base is not None and weight_of(name) in base else None
+def _fits(up: Tensor, down: Tensor, mid: Tensor | None) -> bool:
+    """Return whether factors share a rank, and only the last one has a kernel."""
+    if up.dim() not in (2, 4) or down.dim() not in (2, 4) or not (up.numel() and down.numel()):
+        return False
+    if mid is None:
+        return up[0, 0].numel() == 1 and up.shape[1] == down.shape[0]
+    is_between = mid.numel() and mid.shape[:2] == (up.shape[1], down.shape[0])
+    return up[0, 0].numel() == 1 and bool(is_between) and down[0, 0].numel() == 1

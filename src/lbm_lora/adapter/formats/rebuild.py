@@ -1,18 +1,26 @@
-"""Deltas of LyCORIS' other parametrisations as factors, exactly: Tucker, LoHa, LoKr.
+"""Deltas of other parametrisations: Tucker, LoHa and LoKr as factors, exactly, and DoRA as a dense delta.
 
-Formulas: lycoris/modules (locon.py, loha.py, lokr.py). A product of entries (LoHa) or of
-Kronecker's kind (LoKr) of two low-rank matrices is itself of low rank, the product of both: its factors follow from
-those of the file. If they would take more bytes than the matrix, the matrix is computed in their place. A small file
-can ask for a large delta, so the sizes are known before anything is computed.
+Formulas: lycoris/modules (locon.py, loha.py, lokr.py). A product of entries (LoHa) or of Kronecker's kind (LoKr) of two
+low-rank matrices is itself of low rank, the product of both: its factors follow from those of the file. If they would
+take more bytes than the matrix, the matrix is computed in their place. A small file can ask for a large delta, so the
+sizes are known before anything is computed.
+
+DoRA (Liu et al., arXiv 2402.09353, equation 5): tuned = magnitude * (base + delta) / norm(base + delta). The norm is
+taken over every axis on which the magnitude has size 1. PEFT has one magnitude per output; LyCORIS also knows one per
+input. The delta depends on the base and is not linear in the LoRA's scale: no LoRA holds it as factors.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lbm_lora.errors import InputError
+from lbm_lora.adapter.module import LoraModule
+from lbm_lora.checkpoint import Component
+from lbm_lora.errors import AdapterError, InputError, Option, plural
 from lbm_lora.factorize import Factors, exact_factors
+from lbm_lora.naming import ModuleName, weight_of
 
 MOST_VALUES = 2**28
 """Most values of a rebuilt delta or factor: 1 GB in fp32. The largest weight of SDXL's UNet has 29 million."""
@@ -27,9 +35,6 @@ def with_mid(mid: Tensor, down: Tensor) -> Tensor:
 
     Returns:
         fp32 (rank, in[, kh, kw]).
-
-    Raises:
-        InputError: it would have more than `MOST_VALUES` values.
     """
     _check_size(mid.numel() // mid.shape[1], down.shape[1])
     return torch.einsum("mn...,ni->mi...", mid.float(), down.float().flatten(1))
@@ -39,10 +44,6 @@ def loha(parts: Mapping[str, Tensor]) -> Factors | Tensor:
     """Return factors of (w1_a @ w1_b) * (w2_a @ w2_b), without alpha, or the matrix in fp32 if that is smaller.
 
     The rank is the product of both ranks.
-
-    Raises:
-        InputError: parts are missing, do not fit together, or make more than `MOST_VALUES` values. Its message
-            completes a list of the parts: `are incomplete ...`.
     """
     one = _tucker_or_product(parts, "hada_w1_a", "hada_w1_b", "hada_t1")
     two = _tucker_or_product(parts, "hada_w2_a", "hada_w2_b", "hada_t2")
@@ -57,11 +58,7 @@ def loha(parts: Mapping[str, Tensor]) -> Factors | Tensor:
 
 
 def lokr(parts: Mapping[str, Tensor]) -> Factors | Tensor:
-    """Return factors of the Kronecker product of w1 and w2, without alpha, or the matrix in fp32 if that is smaller.
-
-    Raises:
-        InputError: as for `loha`.
-    """
+    """Return factors of the Kronecker product of w1 and w2, without alpha, or the matrix in fp32 if that is smaller."""
     one, two = (
         exact_factors(_matrix(parts, f"lokr_{name}"))
         if f"lokr_{name}" in parts
@@ -116,9 +113,48 @@ def _is_smaller_dense(rows: int, columns: int, rank: int) -> bool:
     return rank * (rows + columns) > rows * columns
 
 
-def up_and_down(delta: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (up, down) of a dense delta of a weight in its dtype and exactly, with an identity as one of them."""
+def module_of_matrix(name: ModuleName, delta: Tensor) -> LoraModule:
+    """Return a dense delta of a weight as factors in its dtype and exactly, with an identity as one of them."""
     factors = exact_factors(delta.flatten(1))
     up, down = factors.up.to(delta.dtype), factors.down.to(delta.dtype)
-    kernel = delta.shape[2:]
-    return up.reshape(*up.shape, *(1 for _ in kernel)), down.reshape(-1, *delta.shape[1:])
+    up = up.reshape(*up.shape, *(1 for _ in delta.shape[2:]))
+    return LoraModule(name, down.reshape(-1, *delta.shape[1:]), up, float(factors.rank))
+
+
+def dora_delta(base: Tensor, delta: Tensor, magnitude: Tensor, *, epsilon: float = 0.0) -> Tensor:
+    """Return the dense delta in fp32, in the weight's shape.
+
+    Args:
+        base, delta: the base's weight, and scaling * up @ down, in one shape.
+        magnitude: as many axes as the weight, each of its size or 1: (out, 1[, 1, 1]) or (1, in[, 1, 1]).
+        epsilon: added to the norm.
+    """
+    weight = base.float()
+    direction = weight + delta.float()
+    axes = [axis for axis, size in enumerate(magnitude.shape) if size == 1]
+    norm = torch.linalg.vector_norm(direction, dim=axes, keepdim=True) + epsilon
+    scale = torch.where(norm > 0, magnitude.float() / norm, 0.0)  # a direction of zeros has no length to change
+    return scale * direction - weight
+
+
+def dora_note(modules: int, deltas: Iterable[Tensor]) -> str:
+    """Return what the user should know of DoRA modules and their dense deltas."""
+    nbytes = sum(delta.nbytes for delta in deltas)
+    size = f"{nbytes / 1e6:,.1f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:,.1f} kB"
+    return f"{plural(modules, 'module')} of DoRA: dense deltas ({size} in all), exact for this base and at scale 1."
+
+
+def base_weight(base: Component | None, name: ModuleName, shape: tuple[int, ...], where: Path) -> Tensor:
+    """Return the base's weight of a DoRA module."""
+    if base is None:
+        raise AdapterError(
+            f"{where}: {name} has DoRA magnitudes: its delta depends on the base. `lbm-lora "
+            "convert` reads it with the base: ",
+            Option("base_model_path", "BASE"),
+            ".",
+        )
+    spec = base.specs.get(weight_of(name))
+    if spec is None or spec.shape != shape:
+        found = f"{base.path} has no {weight_of(name)}" if spec is None else f"{base.path} has {spec}"
+        raise AdapterError(f"{where}: {name} changes a weight of shape {shape}, but {found}.")
+    return base.read(weight_of(name))

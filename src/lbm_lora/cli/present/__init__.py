@@ -12,7 +12,6 @@ from lbm_lora.cli.present import (
     inference,
     inspection,
     loras,
-    merge,
     training,
 )
 
@@ -22,8 +21,6 @@ PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "infer": inference.infer,
     "infer_shards": inference.infer_shards,
     "train": training.train,
-    "merge": merge.merge,
-    "resize": loras.resize,
     "inspect": inspection.inspect,
     "push": hub.push,
     "demo": inference.demo,

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from lbm_lora.errors import plural
-from lbm_lora.report.text.tables import numbers, table, words
+from lbm_lora.report.table import numbers, table, words
 from lbm_lora.report.wording import megabytes, printable
 from lbm_lora.verbs.lines import paragraphs
 

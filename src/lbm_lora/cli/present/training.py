@@ -8,7 +8,7 @@ from lbm_lora.report.wording import plural
 from lbm_lora.verbs.lines import file_lines, paragraphs, twin_files
 
 if TYPE_CHECKING:
-    from lbm_lora.training.run.validation import Scores
+    from lbm_lora.training.validation import Scores
     from lbm_lora.workflows.train import TrainResult
 
 

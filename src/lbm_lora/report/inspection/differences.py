@@ -3,22 +3,85 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from lbm_lora.adapter import Adapter
+from lbm_lora.blocks import flat_blocks, squares
 from lbm_lora.checkpoint import Checkpoint, Component, Fingerprint, differing
+from lbm_lora.factorize import Factors
+from lbm_lora.fidelity.weights import block_of, names_in_order
 from lbm_lora.naming import DENOISER_PREFIX, ParamName
 from lbm_lora.parallel import ordered_map
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.report.digest import names_in_order
-from lbm_lora.report.inspection.network import layer_of
-from lbm_lora.report.inspection.relations import BlockDifference, Difference, Fit, Match, TensorDifference
-from lbm_lora.report.inspection.sums import Sums, alone, energy, inner, of_factors, of_tensors, total
-from lbm_lora.report.weights import block_of
+from lbm_lora.report.inspection.facts import layer_of, squared_norm, wide
+from lbm_lora.report.inspection.values import BlockDifference, Difference, Fit, Match, TensorDifference
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over the values of one parameter, or several: of first^2, second^2, (first - second)^2, first * second."""
+
+    first: float = 0.0
+    second: float = 0.0
+    between: float = 0.0
+    product: float = 0.0
+    largest: float = math.nan
+
+    @property
+    def relative(self) -> float:
+        if not self.first:
+            return self.between if not self.between or math.isnan(self.between) else math.inf
+        return math.sqrt(self.between / self.first)
+
+    @property
+    def cosine(self) -> float:
+        both = math.sqrt(self.first * self.second)
+        if both:
+            return max(-1.0, min(1.0, self.product / both)) if math.isfinite(both) else math.nan
+        return 1.0 if self.first == self.second else 0.0
+
+
+def total(parts: Iterable[Sums]) -> Sums:
+    several = list(parts)
+    names = ("first", "second", "between", "product")
+    return Sums(*(math.fsum(getattr(one, name) for one in several) for name in names))
+
+
+def alone(first: float, second: float) -> Sums:
+    """The sums of a parameter whose counterpart counts as 0."""
+    return Sums(first, second, first + second, 0.0)
+
+
+def of_factors(first: Factors, second: Factors) -> Sums:
+    """The sums of two products, never built: in fp64, the difference keeps 8 digits of the products' norms."""
+    norms, product = (inner(first, first), inner(second, second)), inner(first, second)
+    between = norms[0] + norms[1] - 2 * product
+    return Sums(*norms, between if math.isnan(between) else max(0.0, between), product)
+
+
+def inner(one: Factors, other: Factors) -> float:
+    """The inner product of two products, from up^T up' and down down'^T, which are as small as the ranks."""
+    ups = one.up.mT.double() @ other.up.double()
+    found = (ups * (one.down.double() @ other.down.mT.double())).sum().item()
+    return found if math.isfinite(found) else math.nan
+
+
+def of_tensors(one: Tensor, other: Tensor) -> Sums:
+    """The sums of two tensors of equal shape, block by block in fp32."""
+    first = second = between = product = largest = 0.0
+    for left, right in flat_blocks(one.contiguous(), other.contiguous()):
+        a, b = wide(left), wide(right)
+        gap = a - b
+        first += squares(a)
+        second += squares(b)
+        between += squares(gap)
+        product += torch.dot(a.double(), b.double()).item()
+        largest = max(largest, gap.abs().max().item()) if gap.numel() else largest
+    return Sums(first, second, between, product, largest)
 
 
 def adapter_difference(first: Adapter, second: Adapter, progress: Progress = SILENT) -> Difference:
@@ -35,15 +98,18 @@ def adapter_difference(first: Adapter, second: Adapter, progress: Progress = SIL
         one, other = first.module_at(name), second.module_at(name)
         if one is not None and other is not None:
             return "different", of_factors(one.factors(), other.factors())
-        sums = of_tensors(_delta(first, name), _delta(second, name))
-        return "different", replace(sums, largest=math.nan)
+        deltas = [adapter.delta(name) for adapter in (first, second)]
+        return "different", replace(of_tensors(*cast(list[Tensor], deltas)), largest=math.nan)
 
     return _difference("deltas", names, compared, progress)
 
 
 def checkpoint_difference(first: Checkpoint, second: Checkpoint, progress: Progress = SILENT) -> Difference:
     """Compare the tensors of two checkpoints by their keys, in fp32; an LBM's denoiser by its parameters."""
-    places = [{_param(key): key for key in checkpoint.specs} for checkpoint in (first, second)]
+    places = [
+        {ParamName(key.removeprefix(DENOISER_PREFIX)): key for key in checkpoint.specs}
+        for checkpoint in (first, second)
+    ]
     is_lbm = any(key.startswith(DENOISER_PREFIX) for checkpoint in (first, second) for key in checkpoint.specs)
     denoiser, others = (
         [
@@ -61,7 +127,9 @@ def checkpoint_difference(first: Checkpoint, second: Checkpoint, progress: Progr
         )
         if one is None or other is None or one.shape != other.shape:
             shapes = tuple(None if tensor is None else tuple(tensor.shape) for tensor in (one, other))
-            return _unlike((shapes[0], shapes[1])), alone(energy(one), energy(other))
+            return _unlike((shapes[0], shapes[1])), alone(
+                *(0.0 if t is None else squared_norm(t) for t in (one, other))
+            )
         sums = of_tensors(one, other)
         return "same" if _same_bits(one, other) else "different", sums
 
@@ -140,10 +208,6 @@ def _union(first: Iterable[ParamName], second: Iterable[ParamName]) -> list[Para
     return [ParamName(name) for name in names_in_order(dict.fromkeys([*first, *second]))]
 
 
-def _param(key: str) -> ParamName:
-    return ParamName(key.removeprefix(DENOISER_PREFIX))
-
-
 def _unlike(shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None]) -> Match:
     if None not in shapes:
         return "other shape"
@@ -169,10 +233,4 @@ def _energy_of(adapter: Adapter, name: ParamName) -> float:
     if adapter.shape_of(name) is None:
         return 0.0
     module = adapter.module_at(name)
-    return energy(adapter.dense[name]) if module is None else inner(factors := module.factors(), factors)
-
-
-def _delta(adapter: Adapter, name: ParamName) -> Tensor:
-    delta = adapter.delta(name)
-    assert delta is not None
-    return delta
+    return squared_norm(adapter.dense[name]) if module is None else inner(factors := module.factors(), factors)

@@ -1,12 +1,175 @@
-"""What `inspect` finds out about a file, as values."""
+"""What `inspect` finds out about a file, and about two, as values."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from lbm_lora.errors import InputError, plural
-from lbm_lora.report.inspection.adapter_values import AdapterFacts, BlockFacts, Coverage
-from lbm_lora.report.wording import megabytes
+from lbm_lora.report.wording import megabytes, percent, printable
+
+Reads = Literal["all", "part", "nothing"]
+Match = Literal["same", "different", "other shape", "only first", "only second"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """A checkpoint that a LoRA names by its fingerprint.
+
+    Attributes:
+        fingerprint: digest of its denoiser; empty if the file does not record it.
+        known_as: the checkpoint that has it, of those at hand and those that lbm-lora knows; empty if none has.
+    """
+
+    fingerprint: str
+    known_as: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaFacts:
+    """The delta of one parameter in a LoRA.
+
+    Attributes:
+        layer: what its layer does: `attn1.to_q`, `conv1`, `norm`.
+        kind: `linear`, `conv 3x3`, `bias`, `norm`, `matrix`, `other`; the first two have a rank.
+        rank, alpha: of a lora module, else None.
+        nbytes: bytes of its values in a file.
+        norm: Frobenius norm of scaling * up @ down, or of the dense delta; nan if a value is not finite.
+        rank_90, rank_99: least ranks that carry 90 and 99 % of its energy.
+    """
+
+    name: str
+    block: str
+    layer: str
+    kind: str
+    shape: tuple[int, ...]
+    rank: int | None
+    alpha: float | None
+    nbytes: int
+    norm: float
+    rank_90: int | None = None
+    rank_99: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockFacts:
+    """The tensors of one block of the network together.
+
+    Attributes:
+        tensors: deltas in a LoRA, tensors in a checkpoint.
+        norm: joint Frobenius norm.
+        share: of the squared norm of the file.
+        ranks, ranks_90, ranks_99: sums over its lora modules; 0 in a checkpoint.
+    """
+
+    block: str
+    tensors: int
+    nbytes: int
+    norm: float
+    share: float
+    ranks: int = 0
+    ranks_90: int = 0
+    ranks_99: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truncation:
+    """How small the LoRA gets when ranks are dropped where they cost least; dense deltas stay.
+
+    Attributes:
+        relative_error: largest ||delta - rest||_F / ||delta||_F over the file.
+    """
+
+    relative_error: float
+    ranks: int
+    nbytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """An LBM's denoiser tensors that the file does not hold, and what else it holds.
+
+    Attributes:
+        tensors: tensors of an LBM's denoiser.
+        missing: their names.
+        missing_kinds: kind -> missing tensors.
+        unexpected: names that an LBM's denoiser does not have.
+    """
+
+    tensors: int
+    missing: tuple[str, ...]
+    missing_kinds: Mapping[str, int]
+    unexpected: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """A program, and what it makes of a LoRA file as it is.
+
+    Attributes:
+        convert_to: format that `lbm-lora convert` writes for it; empty where nothing is gained.
+        options: of `lbm-lora convert` for this file, besides those of paths: `--to peft --norms drop`.
+    """
+
+    name: str
+    reads: Reads
+    note: str
+    convert_to: str = ""
+    options: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterFacts:
+    """A LoRA.
+
+    Attributes:
+        file_format: see `Adapter.file_format`.
+        written_by: program that wrote it, as far as its header says.
+        base, tuned: the checkpoints that it was made from.
+        ranks, scalings: rank, scaling -> lora modules.
+        kinds: kind of delta -> how many.
+        dtype: of the stored factors and deltas.
+        factor_nbytes, dense_nbytes: bytes of factors and of dense deltas.
+        norm: Frobenius norm of all deltas; nan if a value is not finite.
+        broken: names with values that are not finite.
+        coverage: None if most of its names are not those of an LBM.
+    """
+
+    file_format: str
+    written_by: str
+    base: Origin
+    tuned: Origin
+    ranks: Mapping[int, int]
+    scalings: Mapping[float, int]
+    kinds: Mapping[str, int]
+    dtype: str
+    factor_nbytes: int
+    dense_nbytes: int
+    norm: float
+    broken: tuple[str, ...]
+    truncations: tuple[Truncation, ...]
+    coverage: Coverage | None
+    readers: tuple[Reader, ...]
+    blocks: tuple[BlockFacts, ...]
+    deltas: tuple[DeltaFacts, ...]
+
+    @property
+    def modules(self) -> int:
+        """Number of lora modules."""
+        return sum(self.ranks.values())
+
+    @property
+    def dense(self) -> int:
+        """Number of dense deltas."""
+        return len(self.deltas) - self.modules
+
+    @property
+    def rank_span(self) -> str:
+        """`4 to 32`, or the one rank; empty without lora modules."""
+        if not self.ranks:
+            return ""
+        least, most = min(self.ranks), max(self.ranks)
+        return f"{least}" if least == most else f"{least} to {most}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,3 +269,120 @@ class FileFacts:
         else:
             parts.append(plural(self.tensors, "tensor"))
         return ", ".join([*parts, megabytes(self.nbytes)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorDifference:
+    """One parameter in two files.
+
+    Attributes:
+        match: `same` bits, `different`, of `other shape`, or `only` in one of them.
+        relative: ||first - second||_F / ||first||_F; inf if only the first is 0; nan if it cannot be measured.
+        cosine: of both as vectors; nan if it cannot be measured.
+        norm: ||first - second||_F.
+        largest: largest |first - second| of a checkpoint's tensor; nan for a LoRA, whose deltas stay factors.
+    """
+
+    name: str
+    block: str
+    layer: str
+    match: Match
+    relative: float
+    cosine: float
+    norm: float
+    largest: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockDifference:
+    """The parameters of one block in two files; see `TensorDifference`."""
+
+    block: str
+    tensors: int
+    same: int
+    relative: float
+    cosine: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Two LoRAs, or two checkpoints, tensor by tensor.
+
+    Attributes:
+        what: `deltas` or `tensors`.
+        counts: match -> parameters.
+        relative, cosine: over all parameters, one that is missing counting as 0.
+        rows: every parameter, in the first file's order.
+    """
+
+    what: Literal["deltas", "tensors"]
+    counts: Mapping[str, int]
+    relative: float
+    cosine: float
+    blocks: tuple[BlockDifference, ...]
+    rows: tuple[TensorDifference, ...]
+
+    @property
+    def is_same(self) -> bool:
+        """Whether every parameter has the same bits in both."""
+        return set(self.counts) <= {"same"}
+
+    @property
+    def summary(self) -> str:
+        """In a few words."""
+        if self.is_same:
+            return f"the same {self.what}, bit for bit"
+        return f"{self.what} that differ by {percent(self.relative)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A LoRA and a checkpoint.
+
+    Attributes:
+        matched: parameters of the LoRA with the same name and shape in the checkpoint.
+        unmatched: names that the checkpoint does not have.
+        mismatched: names with another shape there.
+        base: `base`, `tuned`, `other` (another base), or `unknown` if the LoRA records no fingerprint.
+        differing: tensors of the checkpoint that differ from the recorded base, if it is another one.
+    """
+
+    matched: int
+    unmatched: tuple[str, ...]
+    mismatched: tuple[str, ...]
+    base: Literal["base", "tuned", "other", "unknown"]
+    differing: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether the LoRA can be applied to the checkpoint without an option that overrides a check."""
+        return bool(self.matched) and not self.unmatched and not self.mismatched and self.base in ("base", "unknown")
+
+    @property
+    def summary(self) -> str:
+        """In a few words."""
+        return "the LoRA fits the checkpoint" if self.fits else "the LoRA does not fit the checkpoint"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Inspection:
+    """What one file is, or two and how they differ.
+
+    Attributes:
+        difference: of two LoRAs or two checkpoints.
+        fit: of a LoRA and a checkpoint.
+        written: files of the report.
+    """
+
+    file: FileFacts
+    other: FileFacts | None = None
+    difference: Difference | None = None
+    fit: Fit | None = None
+    written: tuple[Path, ...] = field(default=())
+
+    def __repr__(self) -> str:
+        """`<Inspection r8.safetensors: a LoRA, native, 792 lora modules of rank 4 to 8, 2.85 MB>`."""
+        relation = self.difference or self.fit
+        also = f"; {printable(self.other.path.name)}: {self.other.summary}" if self.other else ""
+        end = f"; {relation.summary}" if relation else ""
+        return f"<Inspection {printable(self.file.path.name)}: {self.file.summary}{also}{end}>"

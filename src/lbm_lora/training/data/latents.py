@@ -15,14 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from lbm_lora.atomic import atomic_path
 from lbm_lora.blocks import is_finite
 from lbm_lora.errors import DataError, ImageError
+from lbm_lora.files import atomic_path, check_regular, check_writable
 from lbm_lora.imaging.encoded import Size
-from lbm_lora.late_files import expect
-from lbm_lora.output_place import check_writable
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.regular_file import check_regular
 from lbm_lora.training.data.batches import loader_of
 from lbm_lora.training.data.dataset import PairDataset
 from lbm_lora.training.data.pairs import Pair
@@ -85,7 +82,6 @@ class LatentCache:
         Raises:
             OutputError: the disk is full, or limits the size of files.
         """
-        expect(path.parent, lambda _: True)  # another run's latents of the pair, which may come first, are the same
         tensors = {name: value.detach().cpu().clone() for name, value in (("source", source), ("target", target))}
         with atomic_path(path) as temporary:
             temporary.write_bytes(save(tensors))  # `save_file` would not say in an OSError why the disk refuses it

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from lbm_lora.errors import ConfigError, DataError, need_packages
+from lbm_lora.files import check_regular
 from lbm_lora.imaging.image_file import readable_extensions
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.regular_file import check_regular
 from lbm_lora.shards import SHARD_PACKAGES
 from lbm_lora.shards.samples import Found, Part, said_of
 from lbm_lora.training.data.dataset import PairDataset

@@ -3,16 +3,14 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
-from lbm_lora.atomic import atomic_folder
 from lbm_lora.errors import DataError, ImageError, listing
+from lbm_lora.files import atomic_folder
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.replacement import sync
 from lbm_lora.shards.samples import Part
 from lbm_lora.shards.tar import shard_writer
 from lbm_lora.training.data.index import PairIndex
-from lbm_lora.training.data.pairs import Keys, Record
+from lbm_lora.training.data.pairs import Keys
 
 
 def shards_of(pairs: PairIndex, folder: Path, *, name: str, max_bytes: int, max_count: int) -> dict[Path, list[int]]:
@@ -27,35 +25,32 @@ def shards_of(pairs: PairIndex, folder: Path, *, name: str, max_bytes: int, max_
 
 
 def write_shards(
-    pairs: PairIndex,
-    keys: Keys,
-    shards: Mapping[Path, Sequence[int]],
-    *,
-    overwrite: bool = False,
-    progress: Progress = SILENT,
+    pairs: PairIndex, keys: Keys, shards: Mapping[Path, Sequence[int]], progress: Progress = SILENT
 ) -> None:
-    """Copy the files of pairs, byte for byte, into shards of one folder.
+    """Copy the files of pairs, byte for byte, into shards of one folder, which appear once all are written.
 
-    The same pairs give the same bytes: members have neither owner nor time. The folder appears once all is written.
+    The same pairs give the same bytes: members have neither owner nor time.
 
     Args:
         pairs: pairs whose parts are separate files.
         keys: keys whose words name the members; each member keeps the extension of its file.
-        shards: from `shards_of`. Their folder may exist if it is empty.
-        overwrite: whether it may hold files, of which those of the same names are replaced.
+        shards: from `shards_of`; existing ones are replaced.
 
     Raises:
         DataError: two pairs would have the same name in the shards, where names have no dots.
         ImageError: a file no longer exists, or has changed.
-        OutputError: the folder is not empty, or cannot be written.
+        OutputError: the folder cannot be written.
     """
     names = _names(pairs.keys)
-    with atomic_folder(next(iter(shards)).parent, overwrite=overwrite) as temporary:
+    with atomic_folder(next(iter(shards)).parent) as temporary:
         for shard, members in shards.items():
-            path = temporary / shard.name
-            with path.open("wb") as file:
-                _write_shard(file, [(names[index], pairs.record(index)) for index in members], keys, progress)
-            sync(path)
+            with (temporary / shard.name).open("wb") as file, shard_writer(file) as tar:
+                for index in members:
+                    record = pairs.record(index)
+                    parts = ((keys.source, record.source), (keys.target, record.target), (keys.mask, record.mask))
+                    held = {_word(key, part): _whole(part) for key, part in parts if key and part}
+                    tar.write({"__key__": names[index]} | held)
+                    progress.advance()
 
 
 def pattern_of(shards: Sequence[Path]) -> str:
@@ -65,15 +60,6 @@ def pattern_of(shards: Sequence[Path]) -> str:
         return shards[0].as_posix()
     name = first.rpartition("-")[0]
     return (shards[0].parent / f"{name}-{{{first[-6:]}..{last[-6:]}}}.tar").as_posix()
-
-
-def _write_shard(file: BinaryIO, members: Sequence[tuple[str, Record]], keys: Keys, progress: Progress) -> None:
-    """Write one tar file."""
-    with shard_writer(file) as tar:
-        for name, record in members:
-            parts = ((keys.source, record.source), (keys.target, record.target), (keys.mask, record.mask))
-            tar.write({"__key__": name} | {_word(key, part): _whole(part) for key, part in parts if key and part})
-            progress.advance()
 
 
 def _whole(part: Part) -> bytes:

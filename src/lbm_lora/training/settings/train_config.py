@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from lbm_lora.errors import ConfigError
+from lbm_lora.files import MARK
 from lbm_lora.missing_path import not_there
 from lbm_lora.plain_text import dump_yaml
 from lbm_lora.training.settings.data_keys import DataSettings
@@ -21,6 +22,8 @@ from lbm_lora.training.settings.training_file import Count, Section, Text, overr
 
 STATE_NAME = "resume.pt"
 """The state of a run, in its folder."""
+RUN_LINE = f"# {MARK}: configuration of a run\n"
+"""First line of the configuration in a run's folder."""
 
 
 def _precision(value: object) -> object:

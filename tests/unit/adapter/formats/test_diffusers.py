@@ -1,6 +1,7 @@
-"""LoRAs of diffusers: written, recognised, read back bit for bit; older keys, alphas, and what is refused."""
+"""LoRAs of diffusers, and layers of one rank."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, LoraModule, Wishes, load_adapter, save_adapter
+from lbm_lora.adapter.formats.layers import KEY, Before, as_before, to_one_rank
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import AdapterError
 from lbm_lora.naming import ModuleName, ParamName
@@ -97,20 +99,6 @@ def test_the_way_there_and_back_keeps_every_bit(tmp_path: Path, dtype: torch.dty
         assert_same(found, given_lora)
 
 
-def test_a_scaling_of_bf16_factors_is_not_rounded(tmp_path: Path) -> None:
-    saved = save_adapter(lora(torch.bfloat16, 3.0), tmp_path / "x.safetensors", format="diffusers")
-    assert load_file(saved.path)[f"unet.{TO_Q}.lora_B.weight"].dtype == torch.float32
-    assert "lora_B of 1 module is in fp32: it holds their scaling, unrounded." in saved.notes
-
-
-def test_biases_are_those_of_lora_b(tmp_path: Path) -> None:
-    saved = save_adapter(lora(biases=True), tmp_path / "x", format="diffusers", wishes=Wishes("lora_bias"))
-    tensors = load_file(saved.path)
-    assert torch.equal(tensors["unet.conv_out.lora_B.bias"], lora(biases=True).dense[ParamName("conv_out.bias")])
-    assert not tensors[f"unet.{TO_Q}.lora_B.bias"].any()
-    assert saved.notes[-1] == "diffusers runs a LoRA with biases, but its fuse_lora() refuses it."
-
-
 def test_deltas_without_a_place_are_counted_and_named_with_the_ways_out() -> None:
     with pytest.raises(AdapterError) as error:
         save_adapter(lora(biases=True, norms=True), "x.safetensors", format="diffusers")
@@ -118,39 +106,6 @@ def test_deltas_without_a_place_are_counted_and_named_with_the_ways_out() -> Non
         "the LoRA: the format diffusers cannot hold 1 delta of a bias and 1 delta of a norm: conv_out.bias, "
         'mid.norm1.weight. Choose: biases="lora_bias" or "drop", norms="drop".'
     )
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "wishes", "message"),
-    [
-        (
-            "conv_in.bias",
-            (4,),
-            Wishes("lora_bias"),
-            'conv_in.bias. Choose: biases="drop".',
-        ),
-        ("conv_out.bias", (4,), Wishes("replace"), 'biases="lora_bias" or "drop".'),
-        (
-            "mid.norm1.bias",
-            (4,),
-            Wishes(norms="replace"),
-            'mid.norm1.bias. Choose: norms="drop".',
-        ),
-        ("table", (4,), Wishes("lora_bias"), "1 delta of another parameter: table. Write it as native."),
-    ],
-)
-def test_what_has_no_place_stays_an_error(name: str, shape: tuple[int, ...], wishes: Wishes, message: str) -> None:
-    adapter = Adapter(lora().modules, {ParamName(name): torch.ones(shape)})
-    with pytest.raises(AdapterError) as error:
-        save_adapter(adapter, "x.safetensors", format="diffusers", wishes=wishes)
-    assert str(error.value).endswith(message)
-
-
-def test_a_dense_matrix_is_written_as_factors_and_read_back_as_one(tmp_path: Path) -> None:
-    adapter = Adapter(lora().modules, {ParamName("conv_in.weight"): torch.randn(2, 3, 3, 3)}, prefix="denoiser.")
-    saved = save_adapter(adapter, tmp_path / "x.safetensors", format="diffusers")
-    assert load_file(saved.path)["unet.conv_in.lora_A.weight"].shape == (2, 3, 3, 3)
-    assert_same(load_adapter(saved.path), adapter)
 
 
 DOWN, UP = torch.randn(2, 3), torch.randn(5, 2)
@@ -190,22 +145,6 @@ def test_the_headers_alphas_count(tmp_path: Path, header: dict[str, Any], scalin
     assert "lora_adapter_metadata" not in found.metadata.facts
 
 
-def test_an_alpha_next_to_the_factors_counts_and_must_not_contradict_the_header(tmp_path: Path) -> None:
-    tensors = FILE | {"unet.a.alpha": torch.tensor(3.0)}
-    assert read(tensors, path=tmp_path).modules[ModuleName("a")].alpha == 3
-    assert read(tensors, {"r": 2, "lora_alpha": 3}, path=tmp_path).modules[ModuleName("a")].alpha == 3
-    with pytest.raises(AdapterError, match=r"a has alpha 3, but the LoRA's config says 2"):
-        read(tensors, {"r": 2, "lora_alpha": 2}, path=tmp_path)
-
-
-def test_the_scaling_multiplies_the_bias_of_lora_b_and_dense_deltas_are_read(tmp_path: Path) -> None:
-    tensors = FILE | {"unet.a.lora_B.bias": torch.ones(5), "unet.b.diff": torch.ones(2), "unet.b.diff_b": torch.ones(3)}
-    found = read(tensors, {"r": 2, "lora_alpha": 3}, path=tmp_path)
-    assert torch.equal(found.dense[ParamName("a.bias")], torch.full((5,), 1.5))
-    assert found.dense.keys() == {"a.bias", "b.weight", "b.bias"}
-    assert not read(FILE | {"unet.a.lora_B.bias": torch.zeros(5)}, path=tmp_path).dense
-
-
 def test_a_dora_is_read_with_its_base_alone(tmp_path: Path) -> None:
     weight, magnitude = torch.randn(5, 3), torch.rand(5)
     tensors = FILE | {"unet.a.lora_magnitude_vector.weight": magnitude}
@@ -219,14 +158,6 @@ def test_a_dora_is_read_with_its_base_alone(tmp_path: Path) -> None:
     direction = weight + UP @ DOWN
     expected = magnitude[:, None] * direction / direction.norm(dim=1, keepdim=True)
     torch.testing.assert_close(weight + found.dense[ParamName("a.weight")], expected)
-
-
-def test_parts_that_an_lbm_lacks_are_left_out_with_a_warning(tmp_path: Path) -> None:
-    others = {f"{part}.lora_A.weight": DOWN for part in ("text_encoder.b", "unet.add_embedding.linear_1")}
-    with pytest.warns(UserWarning, match=r"2 keys left out, of parts that an LBM lacks .*: text_encoder\.b"):
-        assert read(FILE | others, path=tmp_path).modules.keys() == {"a"}
-    with pytest.raises(AdapterError, match=r"a LoRA of text encoders alone: text_encoder\.b\.lora_A\.weight"):
-        read({"text_encoder.b.lora_A.weight": DOWN}, path=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -247,12 +178,84 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path, tensors: dict[str, Tenso
         read(tensors, path=tmp_path)
 
 
-def test_a_header_that_is_not_json_is_refused(tmp_path: Path) -> None:
-    save_file(FILE, tmp_path / "x.safetensors", {"lora_adapter_metadata": "{"})
-    with pytest.raises(AdapterError, match="lora_adapter_metadata in the header is not JSON"):
-        load_adapter(tmp_path / "x.safetensors")
+DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
+SHAPES = st.one_of(
+    st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    st.tuples(st.integers(1, 5), st.integers(1, 5), st.sampled_from([1, 3]), st.sampled_from([1, 3])),
+)
+ALPHAS = st.sampled_from([None, 1.0, 2.0, 0.5, 3.0, 7.3, 0.1, 0.0])
 
 
-def test_use_dora_without_magnitudes_is_incomplete(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="a has no lora_magnitude_vector, but use_dora is on"):
-        read(FILE, {"r": 2, "lora_alpha": 2, "use_dora": True}, path=tmp_path)
+def module(name: str, shape: tuple[int, ...], rank: int, alpha: float | None, dtype: torch.dtype) -> LoraModule:
+    torch.manual_seed(len(name) + rank)
+    kernel = shape[2:]
+    up = torch.randn(shape[0], rank, *(1 for _ in kernel)).to(dtype)
+    down = torch.randn(rank, *shape[1:]).to(dtype)
+    return LoraModule(ModuleName(name), down, up, float(rank if alpha is None else alpha))
+
+
+MODULES = st.lists(st.tuples(SHAPES, st.integers(1, 4), ALPHAS, DTYPES), min_size=1, max_size=5).map(
+    lambda rows: {ModuleName(f"m{place}"): module(f"m{place}", *row) for place, row in enumerate(rows)}
+)
+
+
+def same(found: LoraModule, given: LoraModule) -> bool:
+    return found.alpha == given.alpha and same_bits(found.up, given.up) and same_bits(found.down, given.down)
+
+
+def same_bits(found: Tensor, given: Tensor) -> bool:
+    return found.dtype == given.dtype and torch.equal(found, given)
+
+
+@seeded
+@given(MODULES)
+def test_the_delta_stays_and_the_way_back_is_exact(modules: dict[ModuleName, LoraModule]) -> None:
+    exported = to_one_rank(modules, {}, "denoiser.")
+    for name, given_module in modules.items():
+        found = exported.modules[name]
+        assert found.alpha == found.rank
+        torch.testing.assert_close(found.delta(), given_module.delta(), rtol=1e-6, atol=1e-6)
+    if exported.padding is not None:
+        assert len(set(exported.ranks.values())) == 1
+        nbytes = [sum(m.up.nbytes + m.down.nbytes for m in part.values()) for part in (exported.modules, modules)]
+        widened = sum(m.up.nbytes // 2 for name, m in exported.modules.items() if m.up.dtype != modules[name].up.dtype)
+        assert widened or nbytes[0] == nbytes[1] + exported.padding
+    before = Before.of_header({KEY: exported.before.encoded()})
+    assert before is not None
+    assert before == exported.before
+    back, dense = as_before(exported.modules, before)
+    assert dense == {}
+    lossy = {name for name, alpha in zip(sorted(modules), before.alphas, strict=True) if alpha is None}
+    assert all(same(back[name], modules[name]) for name in modules if name not in lossy)
+    assert all(back[name].rank == modules[name].rank for name in modules)
+    # only a scaling of zero, or one that rounds fp32 itself, cannot be undone
+    assert all(modules[name].alpha == 0 or modules[name].up.dtype == torch.float32 for name in lossy)
+
+
+def test_what_was_changed_since_then_stays_as_it_is() -> None:
+    ranks = {ModuleName(n): module(n, (4, 3), rank, 4.0, torch.float32) for n, rank in (("a", 1), ("b", 2), ("c", 2))}
+    exported = to_one_rank(ranks, {}, "")
+    changed = {
+        name: replace(m, up=m.up + 1) if name == "a" else replace(m, alpha=5.0) if name == "b" else m
+        for name, m in exported.modules.items()
+    }
+    found, _ = as_before(changed, exported.before)
+    assert [same(found[name], changed[name]) for name in found] == [True, True, False]
+    fewer = {name: changed[name] for name in list(changed)[1:]}
+    assert as_before(fewer, exported.before) == (fewer, {})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, "x", "[]", "{}", json.dumps({"prefix": "", "ranks": [1], "alphas": [], "matrices": []}),
+     json.dumps({"prefix": "", "ranks": ["a"], "alphas": [1], "matrices": []}),
+     json.dumps({"prefix": "", "ranks": {}, "alphas": {}, "matrices": []}),
+     json.dumps({"prefix": "", "ranks": [1.0], "alphas": [1], "matrices": []}),
+     json.dumps({"prefix": "", "ranks": [1], "alphas": [0], "matrices": []}),
+     json.dumps({"prefix": "", "ranks": [1], "alphas": ["a"], "matrices": []}),
+     json.dumps({"prefix": "", "ranks": [1], "alphas": [1], "matrices": [0.0]}),
+     json.dumps({"prefix": 1, "ranks": [1], "alphas": [1], "matrices": []}),
+     json.dumps({"prefix": "", "ranks": [1], "alphas": [1], "matrices": [], "replaced": []})],
+)  # fmt: skip
+def test_an_entry_that_is_not_ours_is_none(value: str | None) -> None:
+    assert Before.of_header({} if value is None else {KEY: value}) is None

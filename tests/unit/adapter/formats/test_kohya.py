@@ -1,4 +1,4 @@
-"""kohya's and LyCORIS' formats: keys as documented, native -> X -> native to the bit, and clear refusals."""
+"""Keys with _ for the dots of a module's name, and ComfyUI's own."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,10 @@ from torch import Tensor
 
 from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, LoraModule, Wishes, load_adapter, save_adapter
 from lbm_lora.adapter.formats import Source, codec_named
-from lbm_lora.adapter.formats.names import SGM, is_norm
+from lbm_lora.adapter.formats.names import BY_FLAT, BY_FLAT_SGM, BY_SGM, SGM, flat, is_norm
+from lbm_lora.adapter.formats.readers import READERS
+from lbm_lora.bundled import TUNED
+from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.values import FormatName
 from lbm_lora.errors import AdapterError
 from lbm_lora.naming import ModuleName, ParamName, bias_of, weight_of
@@ -70,18 +73,6 @@ def test_an_adapter_is_written_and_read_back_to_the_bit(
     found = codec_named(format).decode(Source(encoded.tensors, header, Path("x")))
     assert_equal(Adapter(found.modules, found.dense), adapter)
     assert (AdapterMetadata.from_header(header), found.prefix) == (METADATA, "denoiser.")
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_native_to_another_format_to_native_gives_the_same_file(tmp_path: Path, format: FormatName) -> None:
-    modules = {name: lora(name, [4, 4], 4, 3.0, torch.bfloat16) for name in LAYERS[:3]}
-    adapter = Adapter(modules, {}, METADATA, "denoiser.")
-    first = adapter.save(tmp_path / "first.safetensors")
-    other = load_adapter(first).save(tmp_path / "other.safetensors", format)
-    found = load_adapter(other)
-    assert found.file_format == format
-    again = found.save(tmp_path / "again.safetensors")
-    assert again.read_bytes() == first.read_bytes()
 
 
 CONV, NORM = ModuleName("up_blocks.1.resnets.0.conv_shortcut"), ModuleName("mid_block.resnets.0.norm1")
@@ -235,23 +226,78 @@ def test_a_file_of_another_program_is_recognised(tmp_path: Path, key: str, forma
     assert found.modules[ModuleName("conv_out")].alpha == 2.0
 
 
-def test_our_own_files_say_which_format_they_have(tmp_path: Path) -> None:
-    """A file that holds no name by which `kohya-diffusers` and `kohya` differ."""
-    path = Adapter({CONV: lora(CONV, [4, 3, 1, 1], 2, 1.5, torch.float32)}, {}).save(
-        tmp_path / "x.safetensors", "kohya"
+def mini_names() -> list[ParamName]:
+    with open_checkpoint(TUNED) as checkpoint:
+        return list(checkpoint.component("denoiser."))
+
+
+def test_the_table_is_bijective_in_every_spelling() -> None:
+    count = 11 * (3 + 10 * 13) + 17 * 6 + 9  # attentions, resnets, and what stands alone
+    assert len(SGM) == len(BY_SGM) == len(BY_FLAT) == len(BY_FLAT_SGM) == count
+    for module, name in SGM.items():
+        assert BY_SGM[name] == BY_FLAT_SGM[flat(name)] == BY_FLAT[flat(module)] == module
+    assert not BY_FLAT.keys() & BY_FLAT_SGM.keys()
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0",) * 2,
+        ("up_blocks.0.resnets.1.conv1", "output_blocks.1.0.in_layers.2"),
+        ("up_blocks.1.resnets.0.conv_shortcut", "output_blocks.3.0.skip_connection"),
+        ("up_blocks.0.upsamplers.0.conv", "output_blocks.2.2.conv"),
+        ("conv_out", "out.2"),
+    ],
+)
+def test_names_of_the_published_single_file(module: str, name: str) -> None:
+    expected = name.replace("down_blocks.1.attentions.0", "input_blocks.4.1")
+    assert SGM[ModuleName(module)] == expected
+
+
+LORA = Adapter(
+    {ModuleName("mid.to_q"): LoraModule(ModuleName("mid.to_q"), torch.ones(2, 3), torch.ones(4, 2), 1.5)},
+    {ParamName("mid.norm.weight"): torch.ones(3), ParamName("mid.norm.bias"): torch.full((3,), 2.0)},
+    prefix="denoiser.",
+)
+
+
+def test_keys_are_the_models_own_and_read_back(tmp_path: Path) -> None:
+    encoded = codec_named("comfyui").encode(LORA, Wishes())
+    assert sorted(encoded.tensors) == [
+        "diffusion_model.mid.norm.diff",
+        "diffusion_model.mid.norm.diff_b",
+        "diffusion_model.mid.to_q.alpha",
+        "diffusion_model.mid.to_q.lora_down.weight",
+        "diffusion_model.mid.to_q.lora_up.weight",
+    ]
+    save_file(dict(encoded.tensors), tmp_path / "x.safetensors")
+    found = load_adapter(tmp_path / "x.safetensors")
+    assert (found.file_format, found.prefix) == ("comfyui", "denoiser.")
+    assert found.modules[ModuleName("mid.to_q")].alpha == 1.5
+    assert torch.equal(found.modules[ModuleName("mid.to_q")].delta(), LORA.modules[ModuleName("mid.to_q")].delta())
+    assert all(torch.equal(found.dense[name], delta) for name, delta in LORA.dense.items())
+
+
+def test_files_for_a_stock_sdxl_have_the_names_of_the_single_file() -> None:
+    key = "diffusion_model.output_blocks.3.0.skip_connection"
+    found = load_adapter(
+        {f"{key}.lora_B.weight": torch.ones(4, 2, 1, 1), f"{key}.lora_A.weight": torch.ones(2, 3, 1, 1)}
     )
-    mixed = load_file(path) | {"lora_unet_conv_in.alpha": torch.tensor(1.0)}
-    assert not codec_named("kohya-diffusers").matches(mixed.keys(), {})
-    assert load_adapter(path).file_format == "kohya"
+    assert (found.file_format, list(found.modules)) == ("comfyui", ["up_blocks.1.resnets.0.conv_shortcut"])
 
 
-def test_alphas_of_attentions_that_diffusers_ignores_are_noted() -> None:
-    layer = "mid_block.attentions.0.transformer_blocks.0.attn1."
-    alphas = {f"{layer}to_q": 2.0, f"{layer}to_k": 2.0, f"{layer}to_out.0": 3.0, "conv_in": 1.0}
-    modules = {
-        ModuleName(name): lora(ModuleName(name), [4, 4], 2, alpha, torch.float32) for name, alpha in alphas.items()
-    }
-    (note,) = codec_named("kohya").encode(Adapter(modules, {}), Wishes()).notes
-    assert note.startswith("diffusers reads alpha 2 for 1 attention layer with another one.")
-    same = {name: module for name, module in modules.items() if module.alpha != 3}
-    assert codec_named("kohya").encode(Adapter(same, {}), Wishes()).notes == ()
+def test_a_file_of_fastvideo() -> None:
+    tensors = {"mid.to_q.lora_A.weight": torch.ones(2, 3), "mid.to_q.lora_B.weight": torch.ones(4, 2)}
+    tensors |= {"mid.norm.diff": torch.ones(3), "mid.norm.diff_b": torch.ones(3), "table.diff_param": torch.ones(2)}
+    found = load_adapter(tensors)
+    assert (list(found.modules), list(found.dense)) == (["mid.to_q"], ["mid.norm.weight", "mid.norm.bias", "table"])
+
+
+def test_the_page_on_files_has_the_same_table() -> None:
+    page = (Path(__file__).parents[4] / "docs" / "files.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    programs = next(row for row in rows if row[:2] == ["format", "ComfyUI"])[1:]
+    for name, readers in READERS.items():
+        row = next(row for row in rows if row[0].strip("`") == name and len(row) == len(programs) + 1)
+        said = {program for program, cell in zip(programs, row[1:], strict=True) if cell != "no"}
+        assert said == {reader.program for reader in readers} - {"lbm-lora"}, name

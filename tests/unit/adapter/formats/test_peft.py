@@ -1,6 +1,7 @@
-"""Adapters of PEFT: folders that are written and read back bit for bit, and what other files and state dicts hold."""
+"""Folders of PEFT and their config."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, LoraModule, Wishes, load_adapter, save_adapter
+from lbm_lora.adapter.formats.lora_config import config_fields, config_of
 from lbm_lora.checkpoint import Component, open_checkpoint
 from lbm_lora.errors import AdapterError
 from lbm_lora.naming import ModuleName, ParamName
@@ -165,40 +166,6 @@ def test_ways_to_write_biases_and_norms(
         assert torch.equal(found["norm1.weight"], tuned)
 
 
-@pytest.mark.parametrize(
-    ("wishes", "dense", "message"),
-    [
-        (
-            Wishes(),
-            VECTORS,
-            "the LoRA: the format peft cannot hold 2 deltas of biases and 1 delta of a norm: conv_out.bias, "
-            'conv_in.bias, norm1.weight. Choose: biases="lora_bias" or "replace" or '
-            '"drop", norms="replace" or "drop".',
-        ),
-        (
-            Wishes("lora_bias"),
-            {"conv_in.bias": 4},
-            "the LoRA: the format peft cannot hold 1 delta of a bias: conv_in.bias. Choose: "
-            'biases="replace" or "drop".',
-        ),
-        (
-            Wishes(norms="replace"),
-            {"norm1.bias": 3},
-            "the LoRA: 1 delta become values that replace the base's: norm1.bias. Give the base: base_model_path.",
-        ),
-        (
-            Wishes(norms="replace", base=base()),
-            {"norm1.bias": 9},
-            "the LoRA: state dict has no such parameters: norm1.bias.",
-        ),
-    ],
-)
-def test_what_has_no_place_is_refused(wishes: Wishes, dense: dict[str, int], message: str) -> None:
-    with pytest.raises(AdapterError) as error:
-        save_adapter(lora(dense=dense), "nowhere", format="peft", wishes=wishes)
-    assert str(error.value) == message
-
-
 DOWN, UP = torch.randn(2, 3), torch.randn(5, 2)
 FACTORS = {"base_model.model.a.lora_A.weight": DOWN, "base_model.model.a.lora_B.weight": UP}
 
@@ -211,22 +178,6 @@ def write(folder: Path, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]
         save_file(own, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 3, **fields}))
     return folder
-
-
-@pytest.mark.parametrize("name", ["", "adapter_model.safetensors", "adapter_model.bin"])
-def test_the_config_lies_in_the_folder_or_next_to_the_file(tmp_path: Path, name: str) -> None:
-    found = load_adapter(write(tmp_path, FACTORS, {}, name) / name)
-    assert (found.file_format, found.modules[ModuleName("a")].alpha) == ("peft", 3)
-
-
-def test_a_folder_of_older_weights_is_read(tmp_path: Path) -> None:
-    found = load_adapter(write(tmp_path, FACTORS, {}, "adapter_model.bin"))
-    assert (found.path, found.modules[ModuleName("a")].alpha) == (tmp_path / "adapter_model.bin", 3)
-
-
-def test_rslora_and_patterns_are_those_of_the_config(tmp_path: Path) -> None:
-    found = load_adapter(write(tmp_path, FACTORS, {"use_rslora": True, "alpha_pattern": {"^a": 4}}))
-    torch.testing.assert_close(found.modules[ModuleName("a")].delta(), 4 / 2**0.5 * UP @ DOWN)
 
 
 def test_without_a_config_the_scaling_is_1_and_said_to_be() -> None:
@@ -258,88 +209,115 @@ def test_the_state_of_a_model_in_memory_is_read() -> None:
         load_adapter({**FACTORS, "base_model.model.other.weight": torch.ones(1)}, base=base())
 
 
-@pytest.mark.filterwarnings("ignore:.*no adapter_config.json")
-def test_the_components_prefix_is_no_part_of_a_name() -> None:
-    state = {key.replace("model.a", "model.denoiser.a"): tensor for key, tensor in FACTORS.items()}
-    assert load_adapter(state).modules.keys() == {"a"}
+LORA = {"unet.a.lora_A.weight": torch.ones(2, 3), "unet.a.lora_B.weight": torch.ones(4, 2)}
+BASE_VALUES = {
+    "denoiser.a.weight": torch.ones(4, 3),
+    "denoiser.a.bias": torch.ones(4),
+    "denoiser.n.weight": torch.ones(3),
+}
 
 
-def test_a_key_with_and_without_the_prefix_is_refused() -> None:
+def error_of(tensors: dict[str, Tensor]) -> str:
+    with pytest.raises(AdapterError) as caught:
+        load_adapter({**LORA, **tensors}, base=open_checkpoint(BASE_VALUES).component())
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("a.lora_A.weight", "a.lora_linear_layer.down.weight"),
+        ("a.lora_A.weight", "a.lora_A.default.weight"),
+        ("a.lora_B.bias", "a.lora_B.default.bias"),
+        ("a.lora_magnitude_vector", "a.lora_magnitude_vector.weight"),
+        ("a.bias", "a.base_layer.bias"),
+        ("n.weight", "n.modules_to_save.default.weight"),
+        ("n.modules_to_save.one.weight", "n.modules_to_save.two.weight"),
+    ],
+)
+def test_keys_that_say_the_same_twice_are_refused(first: str, second: str) -> None:
+    found = error_of({f"unet.{first}": torch.ones(2, 3), f"unet.{second}": torch.zeros(2, 3)})
+    assert found == f"the state dict: {second} repeats what another key says."
+
+
+def test_biases_and_magnitudes_are_as_many_as_outputs() -> None:
+    for key, what in (("lora_B.bias", "biases of lora_B"), ("lora_magnitude_vector", "magnitudes")):
+        assert error_of({f"unet.a.{key}": torch.ones(3)}) == (
+            f"the state dict: a has 3 {what} for 4 outputs. It is damaged."
+        )
+
+
+WHERE = Path("adapter_config.json")
+PLAIN: dict[str, Any] = {"peft_type": "LORA", "r": 8, "lora_alpha": 4}
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "rank", "alpha"),
+    [
+        ({}, "a.to_q", 8, 4.0),
+        ({"r": 8.0, "lora_alpha": -3.4e38}, "a.to_q", 8, -3.4e38),
+        ({"use_rslora": True}, "a.to_q", 8, 4 * math.sqrt(8)),
+        ({"rank_pattern": {"to_q": 2}}, "a.to_q", 2, 4.0),
+        ({"rank_pattern": {"to_q": 2}, "alpha_pattern": {"a.to_.": 6}}, "a.to_q", 2, 6.0),
+        ({"rank_pattern": {"to_q": 2}}, "a.not_to_q", 8, 4.0),
+        ({"rank_pattern": {"^to_q": 2}}, "a.to_q", 8, 4.0),
+        ({"alpha_pattern": {"^to_q": 2}}, "to_q", 8, 2.0),
+        ({"alpha_pattern": {"to_q": 1, "a.to_q": 2}}, "a.to_q", 8, 1.0),
+        ({"lora_dropout": 0.1, "target_modules": "all-linear", "init_lora_weights": "gaussian"}, "x", 8, 4.0),
+        ({"init_lora_weights": True, "bias": "all", "lora_bias": True, "some_new_field": None}, "x", 8, 4.0),
+    ],
+)
+def test_alpha_of_a_layer(fields: dict[str, Any], name: str, rank: int, alpha: float) -> None:
+    assert config_of(PLAIN | fields, WHERE).alpha_of(ModuleName(name), rank, WHERE) == alpha
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"peft_type": "OFT"}, "of PEFT's type OFT. LORA, LOHA, LOKR are read. For another one, fuse it into"),
+        ({"peft_type": {"a": 1}}, "of PEFT's type {'a': 1}. LORA, LOHA, LOKR are read."),
+        ({"r": "8"}, "has r '8'. It must be a whole number above 0."),
+        ({"r": 0}, "has r 0. It"),
+        ({"r": True}, "has r True. It"),
+        ({"r": 1.5}, "has r 1.5. It"),
+        ({"r": 10**39}, "has r 1000"),
+        ({"r": None}, "has r None. It"),
+        ({"rank_pattern": {"a": 0}}, "has rank_pattern of a 0. It must be a whole number above 0."),
+        ({"rank_pattern": {"a": 2.5}}, "has rank_pattern of a 2.5. It"),
+        ({"rank_pattern": [1]}, "has rank_pattern [1]. It must be an object of patterns."),
+        ({"lora_alpha": 1e39}, "has lora_alpha 1e+39. It must be a number up to 3.4e38."),
+        ({"lora_alpha": 10**400}, f"has lora_alpha 1{'0' * 59}. It"),
+        ({"lora_alpha": float("nan")}, "has lora_alpha nan. It"),
+        ({"lora_alpha": False}, "has lora_alpha False. It"),
+        ({"peft_type": "LOHA", "alpha": -1e39}, "has alpha -1e+39. It"),
+        ({"alpha_pattern": {"a": 1e39}}, "has alpha_pattern of a 1e+39. It"),
+        ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights is pissa_niter_16"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights is loftq"),
+        ({"fan_in_fan_out": True}, "the config asks for what is not read: fan_in_fan_out true"),
+        ({"layer_replication": [[0, 4]]}, r"layer_replication [[0, 4]]"),
+        ({"megatron_config": {"a": 1}}, "megatron_config"),
+        ({"target_parameters": ["experts"]}, "target_parameters"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+        ({"arrow_config": {"top_k": 3}}, "arrow_config"),
+        ({"corda_config": {"corda_method": "kpm"}}, "corda_config"),
+        ({"use_qalora": True, "trainable_token_indices": [3]}, "use_qalora true, trainable_token_indices [3]"),
+        ({"some_new_field": 1}, "some_new_field 1"),
+        ({"rank_pattern": {"(": 1}}, "rank_pattern of the LoRA's config has the pattern ("),
+        ({"rank_pattern": {"(?R)": 1}}, "rank_pattern of the LoRA's config has the pattern (?R): unknown extension ?R"),
+        ({"alpha_pattern": {"(?:a.*){e<=9}": 1}}, "has the pattern (?:a.*){e<=9}: a brace after which no number of"),
+        ({"alpha_pattern": {"a": "b"}}, "has alpha_pattern of a 'b'. It"),
+    ],
+)
+def test_what_changes_the_factors_meaning_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(AdapterError) as error:
-        load_adapter({**FACTORS, "a.lora_A.weight": DOWN * 2})
-    assert str(error.value) == "the state dict: base_model.model.a.lora_A.weight repeats what another key says."
+        config_of(PLAIN | fields, WHERE)
+    assert message in str(error.value)
 
 
-def test_a_bias_of_lora_b_and_a_value_of_the_same_bias_add_up(tmp_path: Path) -> None:
-    tensors = {
-        "base_model.model.conv_out.lora_A.weight": torch.ones(2, 3, 3, 3),
-        "base_model.model.conv_out.lora_B.weight": torch.ones(4, 2, 1, 1),
-        "base_model.model.conv_out.lora_B.bias": torch.full((4,), 2.0),
-        "base_model.model.conv_out.base_layer.bias": BASE["conv_out.bias"] + 1,
-    }
-    found = load_adapter(write(tmp_path, tensors, {"bias": "all", "lora_bias": True}), base=base())
-    assert torch.equal(found.dense[ParamName("conv_out.bias")], torch.full((4,), 1.5 * 2 + 1))
-
-
-@pytest.mark.filterwarnings("ignore:.*1 module of DoRA")
-def test_a_dora_conv_has_its_magnitudes_on_the_second_axis(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    down, up, magnitude = torch.randn(2, 3, 3, 3), torch.randn(4, 2, 1, 1), torch.rand(1, 4, 1, 1)
-    tensors = {
-        "base_model.model.conv_out.lora_A.weight": down,
-        "base_model.model.conv_out.lora_B.weight": up,
-        "base_model.model.conv_out.lora_magnitude_vector": magnitude,
-    }
-    folder = write(tmp_path, tensors, {"use_dora": True})
-    tuned = BASE["conv_out.weight"] + load_adapter(folder, base=base()).dense[ParamName("conv_out.weight")]
-    torch.testing.assert_close(tuned.flatten(1).norm(dim=1), magnitude.flatten())
-    for part, message in (
-        ({"lora_magnitude_vector": magnitude[:, :3]}, "conv_out has 3 magnitudes for 4 outputs"),
-        ({"lora_B.bias": torch.ones(4)}, "DoRA magnitudes and a bias of lora_B, which is not read"),
-    ):
-        changed = tensors | {f"base_model.model.conv_out.{key}": value for key, value in part.items()}
-        with pytest.raises(AdapterError, match=message):
-            load_adapter(write(tmp_path, changed, {"use_dora": True}), base=base())
-
-
-def test_a_config_that_is_not_json_is_refused(tmp_path: Path) -> None:
-    (write(tmp_path, FACTORS, {}) / "adapter_config.json").write_text("{")
-    with pytest.raises(AdapterError, match=r"adapter_config\.json is not JSON"):
-        load_adapter(tmp_path)
-
-
-def test_deltas_that_were_changed_since_the_export_keep_their_precision(tmp_path: Path) -> None:
-    given_lora = lora(torch.bfloat16, dense={"norm1.weight": 3})
-    path = save_adapter(given_lora, tmp_path, format="peft", wishes=Wishes(norms="replace", base=base())).path
-    file = path / "adapter_model.safetensors"
-    with safe_open(file, "pt") as opened:
-        header = opened.metadata()
-    changed = load_file(file)
-    changed["base_model.model.norm1.weight"] = BASE["norm1.weight"] + 1 / 3
-    save_file(changed, file, header)
-    found = load_adapter(path, base=base())
-    assert found.dense[ParamName("norm1.weight")].dtype == torch.float32
-    torch.testing.assert_close(found.dense[ParamName("norm1.weight")], torch.full((3,), 1 / 3))
-
-
-@pytest.mark.parametrize("kind", ["LOHA", "LOKR"])
-def test_products_are_rebuilt_with_the_scaling_of_the_config(tmp_path: Path, kind: str) -> None:
-    torch.manual_seed(0)
-    parts = {
-        "LOHA": {name: torch.randn(5, 2) if name.endswith("a") else torch.randn(2, 3) for name in HADA},
-        "LOKR": {"lokr_w1": torch.randn(5, 1), "lokr_w2": torch.randn(1, 3)},  # without a rank of their own
-    }[kind]
-    named = {f"base_model.model.{TO_Q}.{name}": part for name, part in parts.items()}
-    save_file(named, tmp_path / "adapter_model.safetensors")
-    config = {"peft_type": kind, "r": 2, "alpha": 6.0, "alpha_pattern": {"to_q": 3.0}, "rank_dropout": 0.1}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.warns(UserWarning, match="rebuilt exactly"):
-        found = load_adapter(tmp_path)
-    if kind == "LOHA":
-        delta = (parts["hada_w1_a"] @ parts["hada_w1_b"]) * (parts["hada_w2_a"] @ parts["hada_w2_b"])
-    else:
-        delta = torch.kron(parts["lokr_w1"], parts["lokr_w2"])
-    assert found.file_format == "peft"
-    stored = found.delta(ParamName(f"{TO_Q}.weight"))
-    assert stored is not None
-    assert torch.allclose(stored, 1.5 * delta, atol=1e-5)
+def test_the_config_of_factors_reads_back_with_a_scaling_of_one() -> None:
+    ranks = {ModuleName("conv1"): 4, ModuleName("a.conv1"): 8, ModuleName("b"): 8}
+    fields = json.loads(json.dumps(config_fields(ranks)))
+    assert fields["rank_pattern"] == {"^conv1": 4}
+    config = config_of(fields, WHERE)
+    assert [config.alpha_of(name, rank, WHERE) for name, rank in ranks.items()] == [4, 8, 8]
+    assert config_fields({ModuleName("a"): 2})["rank_pattern"] == {}

@@ -1,15 +1,20 @@
-"""Foreign files read completely: what is rebuilt gives the weights that the writer's own formulas give."""
+"""Foreign files read completely: endings, rebuilt deltas, and what does not belong together."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from lbm_lora.adapter import Adapter, load_adapter
+from lbm_lora.adapter.formats.reading import grouped
+from lbm_lora.adapter.formats.rebuild import base_weight, dora_delta, loha, lokr, with_mid
 from lbm_lora.checkpoint import Component, open_checkpoint
-from lbm_lora.errors import AdapterError
+from lbm_lora.errors import AdapterError, InputError
+from lbm_lora.factorize import Factors
 from lbm_lora.naming import ModuleName, ParamName
 
 Rand = Callable[..., Tensor]
@@ -45,15 +50,6 @@ def test_tucker_factors_are_merged(rand: Rand) -> None:
     torch.testing.assert_close(delta(found, M), expected)
 
 
-def test_loha_becomes_factors_in_the_modules_own_kernel(rand: Rand) -> None:
-    parts = {"w1_a": rand(6, 1), "w1_b": rand(1, 45), "w2_a": rand(6, 1), "w2_b": rand(1, 45)}
-    with pytest.warns(UserWarning, match="1 module of LoHa"):
-        found = load_adapter({f"{CONV1}.hada_{n}": t for n, t in parts.items()} | {f"{CONV1}.alpha": torch.tensor(3.0)})
-    assert found.modules[M].shape == (6, 5, 3, 3)
-    expected = 3 * (parts["w1_a"] @ parts["w1_b"]) * (parts["w2_a"] @ parts["w2_b"])
-    torch.testing.assert_close(delta(found, M), expected.reshape(6, 5, 3, 3))
-
-
 def test_lokr_of_a_high_rank_becomes_a_dense_delta(rand: Rand) -> None:
     """Without factors its alpha counts for nothing, as in LyCORIS."""
     one, two = rand(2, 2), rand(4, 3)
@@ -61,15 +57,6 @@ def test_lokr_of_a_high_rank_becomes_a_dense_delta(rand: Rand) -> None:
         found = load_adapter({f"{FLAT}.lokr_w1": one, f"{FLAT}.lokr_w2": two, f"{FLAT}.alpha": torch.tensor(9.0)})
     assert not found.modules
     torch.testing.assert_close(delta(found, TO_Q), torch.kron(one, two))
-
-
-def test_lokr_with_factors_is_scaled_by_their_rank(rand: Rand) -> None:
-    one, left, right = rand(1, 2), rand(40, 2), rand(2, 30)
-    tensors = {f"{FLAT}.lokr_w1": one, f"{FLAT}.lokr_w2_a": left, f"{FLAT}.lokr_w2_b": right}
-    with pytest.warns(UserWarning, match="LoKr"):
-        found = load_adapter(tensors | {f"{FLAT}.alpha": torch.tensor(3.0)})
-    assert found.modules[ModuleName(TO_Q)].rank == 2
-    torch.testing.assert_close(delta(found, TO_Q), 1.5 * torch.kron(one, left @ right))
 
 
 def test_convolutions_of_an_early_implementation_are_turned_around(rand: Rand) -> None:
@@ -96,32 +83,6 @@ def test_projections_stored_as_convolutions_become_matrices(rand: Rand) -> None:
     key = "lora_unet_middle_block_1_proj_in"
     found = load_adapter({f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down})
     torch.testing.assert_close(delta(found, "mid_block.attentions.0.proj_in"), up[..., 0, 0] @ down[..., 0, 0])
-
-
-def test_the_base_says_what_shape_a_weight_has(rand: Rand) -> None:
-    up, down = rand(6, 2, 1, 1), rand(2, 5, 1, 1)
-    key, name = "lora_unet_middle_block_1_proj_in", "mid_block.attentions.0.proj_in"
-    base = base_of({f"{name}.weight": torch.ones(6, 5, 1, 1)})
-    found = load_adapter({f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}, base=base)
-    assert found.modules[ModuleName(name)].shape == (6, 5, 1, 1)
-
-
-def test_names_that_only_the_base_has(rand: Rand) -> None:
-    tensors = {
-        "lora_unet_extra_to_out_0.lora_up.weight": rand(4, 2),
-        "lora_unet_extra_to_out_0.lora_down.weight": rand(2, 3),
-    }
-    assert error_of(tensors) == "the state dict: lora_unet_extra_to_out_0 is not a module of an LBM's denoiser."
-    found = load_adapter(tensors, base=base_of({"extra.to_out.0.weight": torch.ones(4, 3)}))
-    assert list(found.modules) == ["extra.to_out.0"]
-
-
-def test_text_encoders_are_left_out_with_a_note(rand: Rand) -> None:
-    text = {"lora_te1_text_model_a.lora_up.weight": rand(4, 2), "lora_te1_text_model_a.lora_down.weight": rand(2, 3)}
-    unet = {f"{FLAT}.lora_up.weight": rand(4, 2), f"{FLAT}.lora_down.weight": rand(2, 3)}
-    with pytest.warns(UserWarning, match=r"2 keys left out, .*: lora_te1_text_model_a\.lora_up\.weight, "):
-        assert list(load_adapter(unet | text).modules) == [TO_Q]
-    assert error_of(text).startswith("the state dict holds a LoRA of text encoders alone: lora_te1_text_model_a.")
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -206,33 +167,173 @@ def test_what_does_not_belong_together_is_refused(parts: dict[str, tuple[int, ..
     assert error_of(tensors) == f"the state dict: {text}"
 
 
-def test_a_delta_that_does_not_fill_the_kernel_is_refused() -> None:
-    assert error_of({f"{CONV1}.lokr_w1": torch.ones(5, 1), f"{CONV1}.lokr_w2": torch.ones(1, 7)}) == (
-        f"the state dict: {M}: a delta of 5 x 7 does not fit the module's kernel of 3 x 3. The file is damaged, or for "
-        "another model."
-    )
+ONE = torch.ones(1)
 
 
-@pytest.mark.parametrize("base", [(5, 6), (6,), (3, 5, 2)])
-def test_a_weight_of_another_shape_but_as_many_values_lends_none(rand: Rand, base: tuple[int, ...]) -> None:
-    """A delta for a transposed weight would be scrambled."""
-    component = base_of({f"{TO_Q}.weight": torch.ones(base)})
-    parts = {"lokr_w1": rand(3, 1), "lokr_w2": rand(2, 5)}
-    with pytest.warns(UserWarning, match="LoKr"):
-        found = load_adapter({f"{FLAT}.{name}": part for name, part in parts.items()}, base=component)
-    assert tuple(delta(found, TO_Q).shape) == (6, 5)
-    tensors = {f"{FLAT}.lora_up.weight": rand(6, 1), f"{FLAT}.lora_down.weight": rand(1, 5)}
-    assert load_adapter(tensors, base=component).modules[ModuleName(TO_Q)].shape == (6, 5)
+def named(stem: str) -> ModuleName | None:
+    return ModuleName(stem) if stem.startswith("x") else None
 
 
-def test_scaling_1_on_request_holds_for_every_format(rand: Rand) -> None:
-    tensors = {f"{FLAT}.lora_up.weight": rand(4, 2), f"{FLAT}.lora_down.weight": rand(2, 3)}
-    tensors[f"{FLAT}.alpha"] = torch.tensor(7.0)
-    assert [module.alpha for module in load_adapter(tensors).modules.values()] == [7.0]
-    assert [module.alpha for module in load_adapter(tensors, "rank").modules.values()] == [2.0]
+@pytest.mark.parametrize(
+    ("up", "down"),
+    [
+        (".lora_up.weight", ".lora_down.weight"),
+        ("_lora.up.weight", "_lora.down.weight"),
+        (".lora_B.weight", ".lora_A.weight"),
+        (".lora.up.weight", ".lora.down.weight"),
+        (".lora_B", ".lora_A"),
+        (".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight"),
+        (".lora_B.default.weight", ".lora_A.default.weight"),
+    ],
+)
+def test_every_ending_of_factors_that_comfyui_tries(up: str, down: str) -> None:
+    found = grouped({f"x{up}": torch.ones(2), f"x{down}": torch.ones(3)}, named, Path("f"))
+    assert {role: len(tensor) for role, tensor in found.factors[ModuleName("x")].items()} == {"up": 2, "down": 3}
 
 
-def test_where_a_file_is_from_stays_known(tmp_path: Path, rand: Rand, save: Callable[..., Path]) -> None:
-    path = save("x.safetensors", {f"{FLAT}.lora_up.weight": rand(4, 2), f"{FLAT}.lora_down.weight": rand(2, 3)})
-    found = load_adapter(path)
-    assert (found.path, found.prefix) == (path, "denoiser.")
+def test_deltas_and_values_go_to_their_parameters() -> None:
+    keys = [
+        "x.a.diff",
+        "x.a.diff_b",
+        "x.n.w_norm",
+        "x.n.b_norm",
+        "x.table.diff_param",
+        "x.b.set_weight",
+        "x.t.set_param",
+    ]
+    found = grouped(dict.fromkeys(keys, ONE), named, Path("f"))
+    assert list(found.deltas) == ["x.a.weight", "x.a.bias", "x.n.weight", "x.n.bias", "x.table"]
+    assert list(found.values) == ["x.b.weight", "x.t"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        (["x.lora_up.bias"], "f: x.lora_up.bias is not a key of a LoRA that can be read."),
+        (
+            ["x.a", "x.b", "x.c", "x.d"],
+            "f: 4 names are not keys of a LoRA that can be read: x.a, x.b, x.c and 1 more.",
+        ),
+        (["y.lora_up.weight", "y.alpha"], "f: y is not a module of an LBM's denoiser."),
+        (["y.alpha", "z.alpha"], "f: 2 names are not modules of an LBM's denoiser: y, z."),
+        (["x.lora_up.weight", "x.lora_B.weight"], "f: x.lora_B.weight repeats what another key says."),
+        (["x.diff", "x.w_norm"], "f: x.w_norm repeats what another key says."),
+    ],
+)
+def test_what_is_not_read_is_an_error(keys: list[str], text: str) -> None:
+    with pytest.raises(AdapterError) as caught:
+        grouped({key: torch.ones(1) for key in keys}, named, Path("f"))
+    assert str(caught.value) == text
+
+
+SIZES = st.integers(1, 4)
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def matrix_of(found: Factors | Tensor) -> Tensor:
+    return found if isinstance(found, Tensor) else found.product()
+
+
+@given(SIZES, SIZES, SIZES, SIZES, SIZES)
+def test_mid_is_merged_into_down(out: int, inputs: int, rank: int, inner: int, kernel: int) -> None:
+    up, mid, down = normal(out, rank, 1, 1), normal(rank, inner, kernel, kernel), normal(inner, inputs, 1, 1)
+    expected = torch.einsum("om,mnkl,ni->oikl", up[..., 0, 0], mid, down[..., 0, 0])
+    found = torch.einsum("om,mikl->oikl", up[..., 0, 0], with_mid(mid, down))
+    torch.testing.assert_close(found, expected)
+
+
+@given(SIZES, SIZES, SIZES, SIZES, st.booleans())
+def test_loha(out: int, inputs: int, rank: int, kernel: int, tucker: bool) -> None:
+    if tucker:
+        parts = {f"hada_w{n}_a": normal(rank, out) + n for n in (1, 2)}
+        parts |= {f"hada_w{n}_b": normal(rank, inputs) * n for n in (1, 2)}
+        parts |= {f"hada_t{n}": normal(rank, rank, kernel, kernel) - n for n in (1, 2)}
+        one, two = (
+            torch.einsum("ijkl,ip,jr->prkl", parts[f"hada_t{n}"], parts[f"hada_w{n}_a"], parts[f"hada_w{n}_b"])
+            for n in (1, 2)
+        )
+    else:
+        parts = {f"hada_w{n}_a": normal(out, rank) + n for n in (1, 2)}
+        parts |= {f"hada_w{n}_b": normal(rank, inputs) * n for n in (1, 2)}
+        one, two = (parts[f"hada_w{n}_a"] @ parts[f"hada_w{n}_b"] for n in (1, 2))
+    found = loha(parts)
+    assert isinstance(found, Tensor) or found.rank == rank * rank
+    torch.testing.assert_close(matrix_of(found), (one * two).flatten(1), rtol=1e-4, atol=1e-4)
+
+
+@given(SIZES, SIZES, SIZES, SIZES, st.sampled_from([1, 3]), st.sampled_from(["full", "one", "both", "tucker"]))
+def test_lokr(a: int, b: int, c: int, d: int, kernel: int, kind: str) -> None:
+    first, second = {"lokr_w1": normal(a, b)}, {"lokr_w2": normal(c, d, kernel, kernel)}
+    one, two = first["lokr_w1"], second["lokr_w2"]
+    if kind == "both":
+        first = {"lokr_w1_a": normal(a, 2), "lokr_w1_b": normal(2, b)}
+        one = first["lokr_w1_a"] @ first["lokr_w1_b"]
+    if kind in ("one", "both"):
+        second = {"lokr_w2_a": normal(c, 2), "lokr_w2_b": normal(2, d * kernel * kernel)}
+        two = (second["lokr_w2_a"] @ second["lokr_w2_b"]).reshape(c, d, kernel, kernel)
+    if kind == "tucker":
+        second = {"lokr_t2": normal(2, 2, kernel, kernel), "lokr_w2_a": normal(2, c), "lokr_w2_b": normal(2, d)}
+        two = torch.einsum("ijkl,ip,jr->prkl", second["lokr_t2"], second["lokr_w2_a"], second["lokr_w2_b"])
+    expected = torch.kron(one[:, :, None, None], two.contiguous())
+    torch.testing.assert_close(matrix_of(lokr(first | second)), expected.flatten(1), rtol=1e-4, atol=1e-5)
+
+
+MISFITS = "are incomplete or do not fit together."
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (
+            {"w1": (2**10, 2**10), "w2": (2**5, 2**5)},
+            "make a matrix of 32,768 x 32,768. The limit is 268,435,456 values.",
+        ),
+        (
+            {"w1_a": (2**20, 1), "w1_b": (1, 1), "w2_a": (2**20, 1), "w2_b": (1, 1)},
+            "make a matrix of 1,099,511,627,776 x 1.",
+        ),
+        ({"w1": (0, 0), "w2": (0, 0)}, MISFITS),
+        ({"w1": (3,), "w2": (2, 2)}, MISFITS),
+        ({"w1": (2, 2)}, MISFITS),
+        ({"w1": (2, 2), "w2_a": (2, 2), "w2_b": (3, 2)}, MISFITS),
+        ({"w1": (2, 2), "w2_a": (2, 2), "w2_b": (2, 2), "t2": (2, 3, 1, 1)}, MISFITS),
+        ({"w1": (2, 2), "w2_a": (2, 2), "w2_b": (2, 2), "t2": (2,)}, MISFITS),
+    ],
+)
+def test_lokr_that_is_too_large_or_does_not_fit(shapes: dict[str, tuple[int, ...]], message: str) -> None:
+    """Expanded tensors take no memory."""
+    with pytest.raises(InputError) as error:
+        lokr({f"lokr_{name}": torch.ones(()).expand(shape) for name, shape in shapes.items()})
+    assert str(error.value).startswith(message)
+
+
+WHERE = Path("x.safetensors")
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 3, 3)])
+def test_each_output_has_the_length_that_its_magnitude_says(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    base, delta = torch.randn(shape), torch.randn(shape)
+    magnitude = torch.rand(shape[0]) + 0.5
+    tuned = base + dora_delta(base, delta, magnitude.reshape(-1, *(1 for _ in shape[1:])))
+    for row, length, direction in zip(tuned, magnitude, base + delta, strict=True):
+        torch.testing.assert_close(row, direction * (length / direction.norm()))
+
+
+def test_each_input_may_have_a_magnitude_instead() -> None:
+    torch.manual_seed(0)
+    base, delta, magnitude = torch.randn(4, 3), torch.randn(4, 3), torch.rand(1, 3) + 0.5
+    tuned = base + dora_delta(base, delta, magnitude)
+    torch.testing.assert_close(tuned.norm(dim=0), magnitude[0])
+
+
+def test_the_base_must_have_the_weight() -> None:
+    base = open_checkpoint({"mid.weight": torch.ones(4, 3)}).component()
+    assert torch.equal(base_weight(base, ModuleName("mid"), (4, 3), WHERE), torch.ones(4, 3))
+    with pytest.raises(AdapterError, match=r"a weight of shape \(4, 2\), but state dict has "):
+        base_weight(base, ModuleName("mid"), (4, 2), WHERE)
+    with pytest.raises(AdapterError, match=r"but state dict has no up\.weight"):
+        base_weight(base, ModuleName("up"), (4, 3), WHERE)

@@ -7,9 +7,9 @@ import pytest
 
 from lbm_lora.adapter import Ledger, LedgerRow, Status
 from lbm_lora.factorize import Measure
+from lbm_lora.fidelity.weights import WeightReport, weight_report
 from lbm_lora.model.base import BaseItem
 from lbm_lora.naming import ParamName
-from lbm_lora.report import WeightReport, weight_report
 
 
 @pytest.fixture(autouse=True)

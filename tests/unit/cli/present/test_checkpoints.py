@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from lbm_lora.cli.present import present
-from lbm_lora.model.base import BaseItem
+from lbm_lora.model.base import BaseFiles, BaseItem
 from lbm_lora.model.baseline import BaselineReport, TensorDistance
 from lbm_lora.model.config import LBMConfig
-from lbm_lora.model.write_base import BaseFiles
 from lbm_lora.naming import ParamName
 from lbm_lora.workflows.base import BaseResult
 from lbm_lora.workflows.fuse import FuseResult

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from lbm_lora.cli.present import present
-from lbm_lora.verbs.lines import file_lines
 from lbm_lora.errors import OutputError
 from lbm_lora.inference.jobs import FailedImage
 from lbm_lora.shards.samples import Skipped
+from lbm_lora.verbs.lines import file_lines
 from lbm_lora.workflows.infer import InferResult, TranslatedImage
 from lbm_lora.workflows.infer_shards import InferShardsResult
 

@@ -15,7 +15,7 @@ from lbm_lora.cli.present import present
 from lbm_lora.configs.data_pack import PackConfig
 from lbm_lora.shards.samples import Skipped
 from lbm_lora.training.data.check import Checked, SizeCount
-from lbm_lora.training.run.validation import ImageScores, Scores
+from lbm_lora.training.validation import ImageScores, Scores
 from lbm_lora.workflows import data_check, data_pack
 from lbm_lora.workflows.data_check import CheckedSplit, CheckResult
 from lbm_lora.workflows.data_pack import PackResult

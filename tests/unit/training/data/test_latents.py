@@ -59,18 +59,9 @@ def test_the_name_is_a_hash_of_all_that_latents_depend_on(tmp_path: Path) -> Non
     assert len({path, *others}) == 5
 
 
-@pytest.mark.parametrize("name", ["", "latents"])
-def test_a_cache_that_is_a_file_or_a_dangling_link_is_said_at_once(tmp_path: Path, name: str) -> None:
-    taken = tmp_path / "cache" / name
-    taken.parent.mkdir(exist_ok=True)
-    taken.touch()
-    with pytest.raises(
-        OutputError, match=rf"^the cached latents would be in {taken}, which is a file\. Choose another"
-    ):
-        LatentCache(tmp_path / "cache", "vae")
-    taken.unlink()
-    taken.symlink_to("nowhere")
-    with pytest.raises(OutputError, match=rf"^{taken} is a link to nowhere, where no file is\."):
+def test_a_cache_that_is_a_file_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    with pytest.raises(OutputError, match=r"^the cached latents would be in .*cache, which is a file\. Choose another"):
         LatentCache(tmp_path / "cache", "vae")
 
 

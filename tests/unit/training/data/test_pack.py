@@ -8,8 +8,7 @@ import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from lbm_lora.bundled import PAIRS
-from lbm_lora.errors import DataError, ImageError, OutputError
-from lbm_lora.private_folder import NOTE, NOTE_TEXT
+from lbm_lora.errors import DataError, ImageError
 from lbm_lora.shards.tar import expand_shards, read_shard
 from lbm_lora.training.data.index import PairIndex, make_index
 from lbm_lora.training.data.open_data import find_pairs
@@ -95,18 +94,6 @@ def test_names_that_become_the_same_are_refused(write_pairs: Callable[..., Path]
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_with_something_in_it_is_left_alone(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
-    folder = write_pairs()
-    (tmp_path / "out").mkdir()
-    packed(folder, tmp_path / "out")  # an empty one is fine
-    before = sorted(path.name for path in tmp_path.rglob("*"))
-    for taken in (tmp_path / "out", tmp_path / "out" / "pairs-000000.tar", folder):
-        more = ", or use overwrite to add to it" if taken.is_dir() else ""
-        with pytest.raises(OutputError, match=rf"already exists\. Give a new or an empty folder{more}\.$"):
-            packed(folder, taken)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == before
-
-
 def test_a_failure_leaves_nothing(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
     folder = write_pairs(count=3)
     index = indexed(folder)
@@ -126,15 +113,6 @@ def test_a_file_that_has_grown_is_not_cut(write_pairs: Callable[..., Path], tmp_
     ):
         write_shards(index, KEYS, shards_of(index, tmp_path / "out", name="pairs", max_bytes=10**9, max_count=1))
     assert [path.name for path in tmp_path.iterdir()] == ["pairs"]
-
-
-def test_what_a_killed_run_left_is_replaced(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
-    (tmp_path / ".out.0.part").mkdir()
-    (tmp_path / ".out.0.part" / "pairs-000009.tar").write_bytes(b"half")
-    (tmp_path / ".out.0.part" / NOTE).write_bytes(NOTE_TEXT)
-    (shard,) = packed(write_pairs(), tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == [shard]
-    assert not (tmp_path / ".out.0.part").exists()
 
 
 @pytest.mark.parametrize("count", [1, 2, 12])

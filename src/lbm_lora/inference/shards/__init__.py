@@ -1,1 +1,0 @@
-"""Translate images of WebDataset shards into shards of the same names, by one or several processes."""

@@ -1,1 +1,0 @@
-"""A training run: preparation, loop, and output folder."""

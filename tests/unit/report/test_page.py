@@ -1,0 +1,254 @@
+"""The HTML page: well-formed, self-contained, complete, and safe against names from files of others."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from lbm_lora.adapter import LedgerRow, Status
+from lbm_lora.fidelity.outputs import ImageSet, LoraFile, OutputComparison
+from lbm_lora.fidelity.weights import BANDS, WeightReport
+from lbm_lora.report import Provenance, Report, render_html
+from lbm_lora.report import page as page_module
+
+Build = Callable[..., WeightReport]
+Row = Callable[..., LedgerRow]
+Sets = Callable[..., ImageSet]
+
+VOID = {"meta", "link", "img", "input", "br", "wbr", "hr"}
+LOADING = {"src", "href", "srcset", "action", "data", "poster", "background"}
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</script><script>alert(2)</script>",
+    "{{ 7 * 7 }}{% raw %}",
+    "' onclick='alert(3)",
+)
+
+
+class Page(HTMLParser):
+    """What a page is made of; raises where a tag is closed that is not open."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self.cells: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in ("th", "td"):
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.texts.setdefault(self.open[-1], []).append(data)
+        if self.open and self.open[-1] in ("th", "td"):
+            self.cells[-1] += data
+
+    def attributes(self, name: str) -> list[str]:
+        return [attrs[name] or "" for _, attrs in self.tags if name in attrs]
+
+    @property
+    def figures(self) -> dict[str, dict[str, object]]:
+        return json.loads(next(text for text in self.texts["script"] if text.startswith('{"plot')))
+
+
+def test_the_page_is_complete(report: Report, build_set: Sets) -> None:
+    page = Page(render_html(report, images=[build_set("cup.png")]))
+    assert set(report.weights.counts) <= set(page.cells)
+    for result in report.weights.rows:
+        assert result.name in page.cells
+    for block in report.weights.blocks:
+        assert block.block in page.cells
+    assert {"cup.png", "tree.jpg", "base", "base + LoRA", "40.50", "equal"} <= set(page.cells)
+    text = "".join(text for texts in page.texts.values() for text in texts)
+    for words in (
+        "32.3 %",
+        "0.00693333",
+        "The VAEs differ in 3 of 248 tensors.",
+        "1 of 3 perfect matches",
+        "8 times amplified",
+    ):
+        assert words in text
+    outputs = {"outputs-timesteps", "outputs-images"}
+    assert set(page.figures) == {"plot-modules", "plot-histogram", "plot-noise", "plot-rank"} | outputs
+    assert set(page.figures) <= set(page.attributes("id"))
+    assert {"LPIPS (vgg), mean", "0.0125", "2.0e-05", "PSNR in mask", "38.00", "4.00 %", "1000"} <= set(page.cells)
+
+
+def test_several_loras_are_compared(report: Report, several: OutputComparison) -> None:
+    page = Page(render_html(replace(report, outputs=several)))
+    assert "outputs-bytes" in page.figures
+    assert "outputs-bytes" in page.attributes("id")
+    assert {"big.safetensors", "20.0 kB", "calibrated, fp16", "fixed, bf16, equal ranks", "rank 4"} <= set(page.cells)
+
+
+def test_the_page_needs_no_network(report: Report, build_set: Sets) -> None:
+    page = Page(render_html(report, images=[build_set("cup.png")]))
+    references = [value for name in LOADING for value in page.attributes(name)]
+    sections = ["#images", "#scores", "#weights", "#provenance"]
+    assert [value for value in references if value.startswith("#")] == sections
+    assert {value.removeprefix("#") for value in sections} <= set(page.attributes("id"))
+    loaded = [value for value in references if not value.startswith("#")]
+    assert len(loaded) == 6  # the empty icon, four views and the difference
+    assert all(value.startswith("data:") for value in loaded)
+    assert sum(tag == "script" for tag, _ in page.tags) == 3
+    assert not any("@import" in text or "url(" in text for text in page.texts["style"])
+    own = [text for text in page.texts["script"] if "plotly.js v" not in text]
+    assert len(own) == 2
+    assert not any("http" in text for texts in ({**page.texts, "script": own}).values() for text in texts)
+    policy = next(attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv"))
+    assert policy is not None
+    assert "default-src 'none'" in policy
+    assert "http" not in policy
+
+
+def test_equal_reports_give_equal_bytes(report: Report) -> None:
+    assert render_html(report) == render_html(report)
+
+
+def test_names_from_files_cannot_become_markup(
+    report: Report, build: Build, row: Row, build_outputs: Callable[..., OutputComparison], build_set: Sets
+) -> None:
+    rows = [row(f"{name}.weight", Status.LORA, (4, 4), error=0.1, rank=2, reason=name) for name in HOSTILE]
+    left_out = row(f"{HOSTILE[0]}.bias", Status.EXCLUDED, (4,), error=1, reason=HOSTILE[1])
+    weights = replace(build(*rows, left_out), base=HOSTILE[0], tuned=HOSTILE[1], adapter=HOSTILE[2], failed=HOSTILE)
+    assert report.outputs is not None
+    scores = tuple(replace(v, variant=HOSTILE[i]) for i, v in enumerate(report.outputs.images[0].scores))
+    images = [replace(report.outputs.images[0], image=name, scores=scores) for name in HOSTILE[:2]]
+    loras = [LoraFile(variant=v.variant, file=HOSTILE[2], nbytes=1, method=HOSTILE[0]) for v in scores]
+    outputs = build_outputs(*images, loras=tuple(loras), device=HOSTILE[0], reference=HOSTILE[1], lpips=HOSTILE[2])
+    text = render_html(
+        Report(weights=weights, outputs=outputs, notes=HOSTILE),
+        images=[build_set(HOSTILE[1], views={HOSTILE[0]: b"RIFF", HOSTILE[4]: b"RIFF"}, difference_title=HOSTILE[2])],
+        provenance=Provenance(files={HOSTILE[0]: HOSTILE[2]}, settings={HOSTILE[3]: HOSTILE[1]}),
+    )
+    page = Page(text)
+    plain = Page(render_html(report, images=[build_set("cup.png")]))
+    assert {tag for tag, _ in page.tags} <= {tag for tag, _ in plain.tags} | {"strong", "code"}
+    assert sum(tag == "script" for tag, _ in page.tags) == 3
+    assert sum(tag == "img" for tag, _ in page.tags) == 3
+    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+    assert {f"{name}.weight" for name in HOSTILE} <= set(page.cells)  # as they are, but as text
+    assert page.figures["plot-modules"]["data"]
+    shown = json.dumps([page.figures[name] for name in ("outputs-bytes", "outputs-timesteps", "outputs-images")])
+    assert "&lt;script&gt;" in shown  # Plotly has markup of its own
+    assert "<script" not in shown
+    assert "<img" not in shown
+
+
+def test_infinite_errors(build: Build, row: Row) -> None:
+    broken = row("a.weight", Status.LORA, (4, 4), error=math.inf, rank=2)
+    page = Page(render_html(Report(weights=build(broken, row("b.bias", Status.DENSE, (4,), error=0.0)))))
+    assert "inf" in page.attributes("data-v")
+    assert "inf" in page.cells
+    style = next(value for value in page.attributes("style") if value.startswith("left"))
+    assert style == "left: 100.00%"
+
+
+def test_an_empty_report_has_a_page(build: Build) -> None:
+    page = Page(render_html(Report(weights=build())))
+    assert page.texts["h1"] == ["lora.safetensors"]
+
+
+def test_provenance_is_said_in_words(report: Report) -> None:
+    given = Provenance(
+        files={"base": "b.ckpt"}, settings={"size": None, "images": True, "seed": 0}, versions={"torch": "2.13.0"}
+    )
+    page = Page(render_html(report, provenance=given))
+    assert page.texts["dd"][-5:] == ["b.ckpt", "default", "yes", "0", "2.13.0"]
+    assert not any("None" in text for tag, texts in page.texts.items() if tag != "script" for text in texts)
+
+
+def headings(page: Page) -> list[str]:
+    return [text.strip() for text in page.texts["h2"]]
+
+
+def test_images_lead_where_they_were_measured(report: Report, build_set: Sets) -> None:
+    page = Page(render_html(report, images=[build_set("cup.png")]))
+    assert headings(page) == ["Images", "Scores", "Weights", "Provenance"]
+    assert page.attributes("aria-label")[:2] == ["Sections", "Verdict in images"]
+    assert page.texts["title"] == ["lora.safetensors: 40.50 dB"]
+    summaries = [text.strip() for text in page.texts["summary"]]
+    assert "Weight errors in detail" in summaries
+    lead = " ".join("".join(page.texts["p"]).split())
+    assert "Worst image: 40.50 dB, cup.png. As a rule of thumb: no visible difference" in lead
+    assert "the base alone: 16.12 dB" in lead
+
+
+def test_weights_lead_without_images(report: Report) -> None:
+    page = Page(render_html(replace(report, outputs=None)))
+    assert headings(page) == ["Weights", "Provenance"]
+    assert page.attributes("aria-label")[:2] == ["Sections", "Verdict in weights"]
+    assert page.texts["title"] == ["lora.safetensors: 32.3 % error"]
+    assert [text.strip() for text in page.texts["summary"]] == ["All 6 tensors"]
+    assert "No images were measured." in "".join(page.texts["p"])
+
+
+@pytest.mark.parametrize(("method", "said"), [("calibrated", True), ("plain", False)])
+def test_the_weight_error_of_a_calibrated_file_is_put_right(
+    report: Report, outputs: OutputComparison, method: str, said: bool
+) -> None:
+    lora = LoraFile(variant="base + LoRA", file="l.safetensors", nbytes=1000, method=method)
+    page = Page(render_html(replace(report, outputs=replace(outputs, loras=(lora,)))))
+    assert ("high on purpose and says little" in "".join(page.texts["p"])) == said
+    assert ("high on purpose: calibrated" in page.texts["dd"]) == said
+
+
+def test_every_image_has_words_and_a_button(report: Report, build_set: Sets) -> None:
+    page = Page(render_html(report, images=[build_set("cup.png")]))
+    assert page.attributes("alt") == [
+        "source, cup.png",
+        "base, cup.png",
+        "base + LoRA, cup.png",
+        "tuned, cup.png",
+        "base + LoRA minus tuned, 8 times amplified; grey: no difference, cup.png",
+    ]
+    captions = ["".join(page.texts["figcaption"]), "".join(page.texts["small"])]
+    assert "difference" in captions[0]
+    assert "40.50 dB" in captions[1]
+    labelled = [attrs for tag, attrs in page.tags if tag == "input"]
+    assert all(attrs.get("aria-label") for attrs in labelled)
+    chosen = [attrs.get("selected", "no") for tag, attrs in page.tags if tag == "option"]
+    assert chosen[1:9] == ["no", None, "no", "no", "no", "no", None, "no"]  # base, and base + LoRA
+
+
+def test_long_tables_are_folded(build: Build, row: Row, report: Report, build_set: Sets) -> None:
+    rows = [row(f"layer.{i}.weight", Status.LORA, (4, 4), error=0.01 * i, rank=2) for i in range(25)]
+    page = Page(render_html(replace(report, weights=build(*rows)), images=[build_set(f"{i}.png") for i in range(5)]))
+    text = "".join(page.texts["summary"])
+    assert "2 more images" in text
+    assert "5 more blocks" in text
+    assert [cell for cell in page.cells if cell.startswith("layer.") and cell.endswith("weight")].count(
+        "layer.4.weight"
+    ) == 1  # in the folded table of all alone: it is not among the 20 worst
+
+
+def test_images_are_limited(report: Report, build_set: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = build_set("first.png")
+    monkeypatch.setattr(page_module, "IMAGES_NBYTES", 5 * len(one.difference))
+    page = Page(render_html(report, images=[one, build_set("second.png")]))
+    assert len(page.attributes("alt")) == 5
+    assert any("Left out, to keep this page small: second.png." in text for text in page.texts["p"])
+
+
+@pytest.mark.parametrize(
+    ("error", "place"),
+    [(0.0, 0.0), (0.025, 12.5), (0.05, 25.0), (0.5, 50.0), (0.75, 62.5), (2.0, 87.5), (math.inf, 100)],
+)
+def test_the_gauge_gives_every_band_a_quarter(error: float, place: float) -> None:
+    assert len(BANDS) == 4
+    assert page_module._gauge_position(error) == pytest.approx(place)

@@ -1,0 +1,116 @@
+"""The schedule, the average of the weights, and the learner that has them all."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.progress import SILENT
+from lbm_lora.training.data import Batch, collate
+from lbm_lora.training.launch import open_fabric
+from lbm_lora.training.learner import Learner
+from lbm_lora.training.optimizer import rate_factor
+from lbm_lora.training.prepare import PreparedRun, prepare
+from lbm_lora.training.settings.learning_keys import OptimizerSettings
+from lbm_lora.training.settings.train_config import TrainConfig
+
+Config = Callable[..., TrainConfig]
+
+
+def make(**values: Any) -> OptimizerSettings:
+    return OptimizerSettings(**values)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "wanted"),
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1, 1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4]),
+    ],
+)
+def test_schedules(scheduler: Any, wanted: list[float]) -> None:
+    settings = make(learning_rate_scheduler=scheduler, warmup_steps=2, max_steps=6)
+    assert [rate_factor(settings, step, 6) for step in range(6)] == pytest.approx(wanted)
+
+
+def test_a_longer_run_than_planned_stays_at_the_end_of_its_schedule() -> None:
+    assert rate_factor(make(learning_rate_scheduler="linear"), 9, 6) == 0
+
+
+def make_learner(config: TrainConfig) -> tuple[Learner, PreparedRun]:
+    fabric = open_fabric(config)
+    assert config.base_model_path is not None
+    with open_checkpoint(config.base_model_path) as base:
+        run = prepare(config, base, fabric, SILENT)
+    fabric.launch()
+    return Learner(run, fabric), run
+
+
+def batch_of(run: PreparedRun, *indices: int) -> Batch:
+    return collate([run.train[index] for index in indices])
+
+
+def test_gradients_of_two_passes_are_those_of_one_with_both_batches(config: Config) -> None:
+    values = {"optimizer": "SGD", "gradient_clip": None, "max_steps": 1}
+    one, run = make_learner(config(**values))
+    loss = one.add_gradients(batch_of(run, 0, 1, 2, 3), step=0, index=0)
+    one.take_step(0)
+    two, _ = make_learner(config(accumulate=2, **values))
+    parts = [two.add_gradients(batch_of(run, *half), step=0, index=i) for i, half in enumerate([(0, 1), (2, 3)])]
+    two.take_step(0)
+    assert float(sum(parts)) / 2 == pytest.approx(float(loss), rel=1e-5)
+    assert float(two.gradient_norm) == pytest.approx(float(one.gradient_norm), rel=1e-4)
+    first, second = one.result(), two.result()
+    assert any(value.abs().max() > 0 for name, value in first.items() if name.endswith(".lora_up"))
+    assert all(torch.allclose(first[name], second[name], rtol=1e-3, atol=1e-6) for name in first)
+
+
+def test_a_clipped_step_is_as_long_as_allowed(config: Config) -> None:
+    values = {"optimizer": "SGD", "learning_rate": 1.0, "gradient_clip": 0.05, "max_steps": 1}
+    learner, run = make_learner(config(**values))
+    before = learner.result()
+    learner.add_gradients(batch_of(run, 0, 1), step=0, index=0)
+    learner.take_step(0)
+    assert float(learner.gradient_norm) > 0.05
+    moved = sum(float((value - before[name]).square().sum()) for name, value in learner.result().items())
+    assert moved**0.5 == pytest.approx(0.05, rel=1e-3)
+
+
+def test_dropout_depends_on_seed_and_pass_alone(config: Config) -> None:
+    learner, run = make_learner(config(lora_dropout=0.5, accumulate=2))
+    learner.add_gradients(batch_of(run, 0), step=0, index=0)
+    learner.take_step(0)
+    batch = batch_of(run, 1)
+    torch.manual_seed(1)
+    loss = learner.add_gradients(batch, step=1, index=0)
+    torch.manual_seed(2)
+    assert torch.equal(learner.add_gradients(batch, step=1, index=0), loss)
+    assert not torch.equal(learner.add_gradients(batch, step=1, index=1), loss)
+    assert torch.equal(learner.add_gradients(batch, step=0, index=2), loss)
+
+
+def test_the_average_is_evaluated_and_saved_and_the_weights_go_on(config: Config) -> None:
+    learner, run = make_learner(config(ema_decay=0.5, optimizer="SGD"))
+    wanted = learner.result()
+    for step in range(2):
+        learner.add_gradients(batch_of(run, 0, 1), step=step, index=0)
+        learner.take_step(step)
+        now = learner.state()["values"]
+        decay = min(0.5, (1 + step) / (10 + step))
+        wanted = {name: decay * value + (1 - decay) * now[name] for name, value in wanted.items()}
+    state = learner.state()
+    average, values = learner.result(), state["values"]
+    assert all(torch.allclose(average[name], wanted[name], atol=1e-7) for name in average)
+    assert all(torch.equal(average[name], state["average"][name]) for name in average)
+    assert any(not torch.equal(average[name], values[name]) for name in average)
+    denoiser = learner.loss.model.denoiser
+    assert denoiser.training
+    with learner.evaluation():
+        assert not denoiser.training
+        held = {name: value.detach().clone() for name, value in run.trainee.parameters.items()}
+    assert denoiser.training
+    assert all(torch.equal(held[name], average[name]) for name in held)
+    assert all(torch.equal(run.trainee.parameters[name].detach(), values[name]) for name in values)

@@ -1,0 +1,147 @@
+"""What learns: modules, ranks and alphas by pattern."""
+
+from collections.abc import Callable
+from math import sqrt
+
+import pytest
+import torch
+from torch import nn
+
+from lbm_lora.adapter import Adapter, LoraModule
+from lbm_lora.errors import AdapterError, ConfigError, PatternError
+from lbm_lora.naming import ModuleName, ParamName
+from lbm_lora.training.plan import layout_of, plan_continued, plan_new
+from lbm_lora.training.settings.model_keys import ModelSettings
+from smallnet import OneOfEach
+
+Settings = Callable[..., ModelSettings]
+
+
+LAYOUT = layout_of(OneOfEach())
+
+
+def ranks(settings: ModelSettings) -> dict[str, int]:
+    return {lora.name: lora.rank for lora in plan_new(LAYOUT, settings).loras}
+
+
+def scalings(settings: ModelSettings) -> dict[str, float]:
+    return {lora.name: lora.alpha / lora.rank for lora in plan_new(LAYOUT, settings).loras}
+
+
+def adapter(*names: str) -> Adapter:
+    """An adapter of rank 2 and alpha 3 on modules of `OneOfEach`."""
+    shapes = {name: LAYOUT.layers.get(ModuleName(name), (8, 8)) for name in names}
+    modules = {
+        ModuleName(name): LoraModule(
+            ModuleName(name),
+            torch.ones(2, *shape[1:]),
+            torch.ones(shape[0], 2, *(1 for _ in shape[2:])),
+            3.0,
+        )
+        for name, shape in shapes.items()
+    }
+    return Adapter(modules, {ParamName("norm.bias"): torch.ones(8)}, prefix="denoiser.")
+
+
+def test_all_layers_and_ranks_capped_by_the_matrix(settings: Settings) -> None:
+    assert ranks(settings(lora_rank=7, lora_conv_rank=3)) == {"conv_in": 3, "conv_out": 2, "attn1": 7, "attn2": 6}
+
+
+def test_conv_rank_defaults_to_the_rank(settings: Settings) -> None:
+    assert ranks(settings(lora_rank=4))["conv_in"] == 4
+
+
+@pytest.mark.parametrize("values", [{}, {"lora_alpha": 8.0, "lora_conv_alpha": 4.0}, {"lora_alpha": 24.0}])
+def test_a_lowered_rank_keeps_the_scaling_that_was_asked_for(settings: Settings, values: dict[str, float]) -> None:
+    made = scalings(settings(lora_rank=8, lora_conv_rank=4, **values))
+    assert made["attn2"] == made["attn1"] == values.get("lora_alpha", 8.0) / 8
+    assert made["conv_out"] == made["conv_in"] == values.get("lora_conv_alpha", 4.0) / 4
+
+
+def test_rslora_scales_by_the_root_of_the_rank(settings: Settings) -> None:
+    made = scalings(settings(lora_rank=8, lora_alpha=16.0, use_rslora=True))
+    assert made["attn1"] == pytest.approx(16 / sqrt(8))
+    assert made["attn2"] == pytest.approx(16 / sqrt(6))
+
+
+def test_the_last_pattern_that_matches_counts(settings: Settings) -> None:
+    chosen = settings(
+        lora_rank=4, rank_pattern={"attn": 2, "re:attn1$": 1, "conv_*": 2}, alpha_pattern={"denoiser.attn2": 6.0}
+    )
+    assert ranks(chosen) == {"conv_in": 2, "conv_out": 2, "attn1": 1, "attn2": 2}
+    assert scalings(chosen) == {"conv_in": 1, "conv_out": 1, "attn1": 1, "attn2": 3}
+
+
+def test_target_and_trainable_patterns_both_count(settings: Settings) -> None:
+    chosen = settings(lora_rank=4, lora_target_modules=("attn", "conv_in"), trainable_lora_modules=("attn1", "conv"))
+    plan = plan_new(LAYOUT, chosen)
+    assert [lora.name for lora in plan.loras] == ["conv_in", "attn1"]
+    assert all(lora.learns for lora in plan.loras)
+
+
+@pytest.mark.parametrize("key", ["lora_target_modules", "trainable_lora_modules"])
+def test_a_pattern_without_a_match_names_the_nearest(settings: Settings, key: str) -> None:
+    with pytest.raises(PatternError, match=r"'atn1' matches none .* Nearest: .*attn1"):
+        plan_new(LAYOUT, settings(lora_rank=4, **{key: ("atn1",)}))
+
+
+def test_a_trainable_pattern_outside_of_the_targets_matches_nothing(settings: Settings) -> None:
+    chosen = settings(lora_rank=4, lora_target_modules=("attn1",), trainable_lora_modules=("conv_in",))
+    with pytest.raises(PatternError, match="'conv_in' matches none of 1 names"):
+        plan_new(LAYOUT, chosen)
+
+
+def test_a_rank_pattern_without_a_match_is_an_error(settings: Settings) -> None:
+    with pytest.raises(PatternError, match="'conv_in' matches none"):
+        plan_new(LAYOUT, settings(lora_rank=4, lora_target_modules=("attn",), rank_pattern={"conv_in": 2}))
+
+
+def test_orthogonal_needs_an_even_rank_after_the_cap(settings: Settings) -> None:
+    layout = layout_of(nn.Sequential(nn.Linear(5, 8)))
+    with pytest.raises(ConfigError, match=r"needs even ranks, but 0 of shape \(8, 5\) can only have 5"):
+        plan_new(layout, settings(lora_rank=8, init_lora="orthogonal"))
+
+
+def test_biases_and_norms_learn_on_request(settings: Settings) -> None:
+    assert plan_new(LAYOUT, settings(lora_rank=4)).dense == ()
+    chosen = settings(lora_rank=4, lora_target_modules=("attn",), train_biases=True, train_norms=True)
+    assert plan_new(LAYOUT, chosen).dense == ("attn2.bias", "norm.weight", "norm.bias")
+
+
+def test_patterns_choose_among_the_norms_too(settings: Settings) -> None:
+    plan = plan_new(LAYOUT, settings(lora_rank=4, train_norms=True, trainable_lora_modules=("norm", "attn1")))
+    assert [lora.name for lora in plan.loras] == ["attn1"]
+    assert plan.dense == ("norm.weight", "norm.bias")
+    with pytest.raises(ConfigError, match=r"selects no normalisation layer. .* the first ones are norm"):
+        plan_new(LAYOUT, settings(lora_rank=4, train_norms=True, trainable_lora_modules=("attn1",)))
+
+
+def test_train_biases_without_any_bias_is_an_error(settings: Settings) -> None:
+    with pytest.raises(ConfigError, match="no trainable module has a bias"):
+        plan_new(LAYOUT, settings(lora_rank=4, train_biases=True, trainable_lora_modules=("attn1",)))
+
+
+def test_a_continued_lora_has_the_ranks_of_the_file(settings: Settings) -> None:
+    chosen = settings(lora_weights_path="l.safetensors", trainable_lora_modules=("attn",))
+    plan = plan_continued(LAYOUT, chosen, adapter("attn2", "conv_in"))
+    assert [(lora.name, lora.rank, lora.alpha, lora.learns) for lora in plan.loras] == [
+        ("conv_in", 2, 3.0, False),
+        ("attn2", 2, 3.0, True),
+    ]
+    assert plan.dense == ()
+
+
+def test_biases_beside_a_continued_lora(settings: Settings) -> None:
+    chosen = settings(lora_weights_path="l.safetensors", train_biases=True, trainable_lora_modules=("attn2", "conv_in"))
+    assert plan_continued(LAYOUT, chosen, adapter("attn2", "conv_in", "conv_out")).dense == (
+        "conv_in.bias",
+        "attn2.bias",
+    )
+
+
+def test_a_continued_lora_must_fit(settings: Settings) -> None:
+    chosen = settings(lora_weights_path="l.safetensors")
+    with pytest.raises(AdapterError, match=r"1 of its modules are neither Linear nor plain Conv2d .*: grouped"):
+        plan_continued(LAYOUT, chosen, adapter("attn1", "grouped"))
+    with pytest.raises(ConfigError, match="has no trainable modules"):
+        plan_continued(LAYOUT, chosen, adapter())

@@ -1,0 +1,132 @@
+"""The meter and the logs of a run."""
+
+import csv
+import errno
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from lbm_lora.errors import ConfigError, MissingExtraError, OutputError
+from lbm_lora.training import run_log as module
+from lbm_lora.training.checkpoint import RunFolder
+from lbm_lora.training.run_log import Meter, RunLog, check_logger, quiet_writer
+from lbm_lora.training.settings.train_config import TrainConfig
+
+Config = Callable[..., TrainConfig]
+
+
+def test_means_and_times_between_two_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    meter = Meter()
+    meter.start()
+    for loss in (1.0, 2.0):
+        clock[0] += 3
+        meter.add(torch.tensor(loss))
+    with meter.paused():
+        clock[0] += 100
+    assert meter.read() == (torch.tensor(1.5), 3.0)
+    clock[0] += 5
+    meter.add(torch.tensor(7.0))
+    assert meter.read() == (torch.tensor(7.0), 5.0)
+
+
+def write_a_little(config: TrainConfig, step: int = 0) -> RunFolder:
+    folder = RunFolder(config.save_ckpt_path)
+    log = RunLog(config, folder, step)
+    log.metrics({"train/loss": 0.5}, step + 1)
+    log.metrics({"validation/loss": 0.25}, step + 2)
+    log.grid(Image.new("RGB", (8, 4)), folder.grid(step + 2), step + 2)
+    log.close()
+    return folder
+
+
+def test_csv(config: Config) -> None:
+    folder = write_a_little(config(logger="csv"))
+    (path,) = folder.logs.rglob("metrics.csv")
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    assert rows == [
+        {"step": "1", "train/loss": "0.5", "validation/loss": ""},
+        {"step": "2", "train/loss": "", "validation/loss": "0.25"},
+    ]
+
+
+def test_tensorboard_drops_what_a_killed_run_wrote_of_later_steps(config: Config) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    chosen = config(logger="tensorboard")
+    write_a_little(chosen)
+    folder = write_a_little(chosen, step=1)
+    events = EventAccumulator(str(folder.logs), {"images": 0, "scalars": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
+    assert [event.step for event in events.Scalars("validation/loss")] == [3]
+    assert [event.step for event in events.Images("validation/pictures")] == [3]
+
+
+@pytest.mark.parametrize(
+    ("logger", "writes"),
+    [
+        ("csv", "lightning.fabric.loggers.csv_logs._ExperimentWriter.save"),
+        ("tensorboard", "torch.utils.tensorboard.SummaryWriter.add_scalar"),
+    ],
+)
+def test_a_log_whose_disk_fails_is_named(
+    config: Config, monkeypatch: pytest.MonkeyPatch, logger: str, writes: str
+) -> None:
+    chosen = config(logger=logger)
+    log = RunLog(chosen, RunFolder(chosen.save_ckpt_path), 0)
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writes, failing)
+    with pytest.raises(OutputError, match=r"logs.* cannot be written: No space left on device\."):
+        log.metrics({"loss": 1.0}, 1)
+
+
+def test_an_error_of_tensorboards_thread_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda failed: said.append(str(failed.exc_value)))
+    before = threading.excepthook
+    with quiet_writer():
+        for name in ("_AsyncWriterThread", "Other"):
+            thread = type(name, (threading.Thread,), {"run": lambda self: {}[type(self).__name__]})()
+            thread.start()
+            thread.join()
+    assert said == ["'Other'"]
+    assert threading.excepthook == before
+
+
+def test_none_leaves_nothing(config: Config) -> None:
+    assert not write_a_little(config(logger="none")).path.exists()
+
+
+def test_wandb_must_be_installed(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_logger(config(logger="csv"))
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="logger wandb needs the package wandb, which is not installed: pip"):
+        check_logger(config(logger="wandb", wandb_project="p"))
+
+
+def test_a_folder_that_a_logger_takes_for_a_url_is_refused(config: Config) -> None:
+    with pytest.raises(ConfigError, match="logger tensorboard takes save_ckpt_path runs::1 for a URL"):
+        check_logger(config(logger="tensorboard", save_ckpt_path="runs::1"))
+    check_logger(config(logger="none", save_ckpt_path="runs::1"))
+
+
+def test_a_folder_with_a_colon_has_its_own_logs(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    chosen = config(logger="csv", save_ckpt_path="file:run")
+    log = RunLog(chosen, RunFolder(chosen.save_ckpt_path), 0)
+    log.metrics({"train/loss": 1.0}, 1)
+    log.close()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.csv")] == [
+        "file:run/logs/version_0/metrics.csv"
+    ]
