@@ -114,10 +114,9 @@ class Outputs:
     def _check_place(self, path: Path, name: str) -> None:
         given = self._inputs.get(identity_of(path) or (0, 0))
         if given is not None:
-            same = "" if given == path else f"{given}, "
-            raise OutputError(
-                f"{name} is {same}an input of this command, and would be overwritten. Choose another path."
-            )
+            is_named = _real(given) == _real(path)
+            what = "an input of this command and" if is_named else f"{given}, an input of this command, and"
+            raise OutputError(f"{name} is {what} would be overwritten. Choose another path.")
         check_writable(path, name)
         if path.is_dir():
             raise OutputError(f"{name} is a folder. Give the path of a file.")
