@@ -61,6 +61,18 @@ def test_a_small_error_is_found_in_fp32(name: str, counts: dict[torch.dtype, int
     assert counts[torch.float32] >= 4
 
 
+@pytest.mark.parametrize("name", ["rank 8", "rank 8 and noise", "a faint tail"])
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_rounding_errors_are_no_reason_to_give_up(name: str, has_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They depend on the processor: other starts stand for other processors."""
+    monkeypatch.setattr(krylov, "multiplies_bf16", lambda _: has_bf16)
+    for shape in [(256, 320), (400, 256)]:
+        matrix = matrix_with(*shape, SPECTRA[name])
+        squared_norm = float(matrix.double().square().sum())
+        found = [leading_subspace(matrix, RANK, seed=seed, squared_norm=squared_norm) for seed in range(12)]
+        assert None not in found
+
+
 def test_without_that_rule_small_errors_would_be_missed(
     monkeypatch: pytest.MonkeyPatch, counts: dict[torch.dtype, int]
 ) -> None:
