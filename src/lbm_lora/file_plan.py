@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
+from lbm_lora.atomic import current
 from lbm_lora.call_start import call_start
 from lbm_lora.errors import Option, OutputError, listing
 from lbm_lora.input_files import CONTAINERS, files_behind, has_one_checkpoint
@@ -77,6 +78,8 @@ class FilePlan:
         The twin of a checkpoint in the other container and the configuration beside it count as read.
         """
         for path in paths:
+            if path is not None and current(Path(path)) != Path(path):
+                continue  # made by an earlier step of the call: what is still at its path is going to be replaced
             if path is not None and has_one_checkpoint(Path(path)):
                 self.folders.setdefault(real_path(Path(path)), Path(path))
             behind = () if path is None else (Path(path), real_path(Path(path)))
