@@ -34,7 +34,7 @@ def run(config: DemoConfig, progress: Progress = SILENT) -> DemoResult:
             "Install it again."
         )
     relight = InferConfig(
-        base_model_path=config.output,
+        base_model_path=bundled.TUNED / "model.safetensors",  # until there is a base: the folder's files are outputs
         tuned_model_path=bundled.TUNED / "model.safetensors",
         source_image=str(bundled.PAIRS / f"{IMAGE}.source.png"),
         mask=str(bundled.PAIRS / f"{IMAGE}.mask.png"),
