@@ -114,7 +114,7 @@ class Outputs:
     def _check_place(self, path: Path, name: str) -> None:
         given = self._inputs.get(identity_of(path) or (0, 0))
         if given is not None:
-            is_named = _real(given) == _real(path)
+            is_named = os.path.abspath(given) == os.path.abspath(path)  # noqa: PTH100 - links show
             what = "an input of this command and" if is_named else f"{given}, an input of this command, and"
             raise OutputError(f"{name} is {what} would be overwritten. Choose another path.")
         check_writable(path, name)
