@@ -29,7 +29,6 @@ def test_the_backbone_of_the_config_is_found_beside_it(lbm: Lbm, tmp_path: Path)
     ("options", "error", "text"),
     [
         ({"test_baseline": True}, ConfigError, r"^test_baseline looks for model\.safetensors next to config_path"),
-        ({"save_path": "base.pt"}, OutputError, "base"),
         ({"backbone_signature": "nobody/no-such-model"}, HubError, "nobody/no-such-model.*backbone_signature"),
     ],
 )

@@ -121,7 +121,7 @@ def test_ranks_sizes_and_precisions(loras: list[Path], tmp_path: Path) -> None:
     merge(pair, save_to=path, max_size="12KB")
     assert path.stat().st_size <= 12_000
     half = merge(pair, save_precision="bf16")
-    assert {module.up.dtype for module in half.modules.values()} == {torch.bfloat16}
+    assert {delta.dtype for delta in half.dense.values()} == {torch.bfloat16}
     assert 1e-5 < half.relative_error < 1e-2
     assert {delta.dtype for delta in merge([half, half]).dense.values()} == {torch.bfloat16}
     assert {delta.dtype for delta in merge([half, pair[1]]).dense.values()} == {torch.float32}
@@ -134,7 +134,7 @@ def test_ranks_sizes_and_precisions(loras: list[Path], tmp_path: Path) -> None:
         ({"lora_scale": (1.0, 2.0, 3.0)}, ConfigError, "lora_scale has 3 values for 2 LoRAs"),
         ({"lora_scale": ("1,nowhere=0",)}, PatternError, "nowhere"),
         ({"save_to": "m.ckpt"}, OutputError, r"a LoRA is a \.safetensors file"),
-        ({"base": "b"}, ConfigError, "base and tuned fit the scales together"),
+        ({"base": "b"}, ConfigError, "^base is for fitting the scales: add images"),
     ],
 )
 def test_what_cannot_be_merged(
