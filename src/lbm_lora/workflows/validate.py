@@ -1,7 +1,7 @@
 """Measure how well an adapter reproduces the tuned checkpoint: the verb `validate`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,6 +87,7 @@ def compared(config: ValidateConfig, progress: Progress) -> ValidateResult:
         component = base.component()
         digests = lora_digests(config)
         adapter = load_adapter(current(config.lora_path), config.lora_alpha_is, base=component)
+        adapter = replace(adapter, path=config.lora_path)  # it may be at a temporary path until the command ends
         others = {name: load_adapter(path, config.lora_alpha_is, base=component) for name, path in names.items()}
         found = measured(config, base, tuned, adapter, others, plan, progress)
     return write_reports(config, found, digests)
