@@ -141,7 +141,7 @@ def test_a_picture_alone_is_the_image_in_company(files: Files, photos: Path, tmp
 
 def test_inputs_are_left_alone_and_nothing_else_is_written(files: Files, photos: Path, tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in photos.iterdir()}
-    with pytest.raises(OutputError, match=r"a\.png is an input of this command and would be overwritten"):
+    with pytest.raises(OutputError, match=r"a\.png is an input of this command, and would be overwritten"):
         run(infer(files, photos, photos))
     run(infer(files, photos / "a.png", tmp_path / "out.png"))
     assert {path.name: path.read_bytes() for path in photos.iterdir()} == before

@@ -225,7 +225,7 @@ def test_corrupt_samples_are_named_and_remembered(
     assert (again.present, again.skipped) == (1, result.skipped)
     with pytest.raises(DataError, match=r"^a\.tar: 1 of 5 samples cannot be used \(20\.0 %\)"):
         run(infer(source_shards=config.source_shards, output_path=str(tmp_path / "strict"), max_corrupt=0.1))
-    assert not (tmp_path / "strict").exists()
+    assert not list((tmp_path / "strict").glob("*.tar"))
 
 
 def test_an_error_in_the_work_leaves_what_is_done(
