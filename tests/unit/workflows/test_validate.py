@@ -17,14 +17,10 @@ from lbm_lora.cli.main import parse
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.configs.values import AlphaIs
-<<<<<<< HEAD
-from lbm_lora.errors import AdapterError, ConfigError, ImageError, OutputError, QualityError, WrongBaseError
-from lbm_lora.files import file_digest
-=======
 from lbm_lora.errors import AdapterError, ConfigError, ImageError, QualityError, WrongBaseError
->>>>>>> files
 from lbm_lora.naming import ParamName, module_of
 from lbm_lora.progress import LbmLoraWarning, Silent
+from lbm_lora.regular_file import file_digest
 from lbm_lora.workflows import extract, validate
 from lbm_lora.workflows.validate import run
 from lbm_lora.workflows.validate_files import report_folder, with_report
