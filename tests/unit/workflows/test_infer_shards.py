@@ -16,14 +16,15 @@ from PIL import Image
 from lbm_lora import errors
 from lbm_lora.cli.main import main
 from lbm_lora.cli.present import present
+from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.configs.infer_shards import InferShardsConfig
 from lbm_lora.configs.model_options import ModelOptions
 from lbm_lora.errors import ConfigError, DataError, MissingExtraError, OutputError
-from lbm_lora.inference import shards as engine
-from lbm_lora.inference.shards import ShardTask
-from lbm_lora.verbs.extract import extract
+from lbm_lora.inference.shards import predict
+from lbm_lora.inference.shards.translate_shard import ShardTask
 from lbm_lora.workflows import infer as infer_images
+from lbm_lora.workflows.extract import run as extract
 from lbm_lora.workflows.infer_shards import run
 from standins import TINY, write_base, write_tuned
 
@@ -44,7 +45,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     base = write_base(folder / "base", TINY, dtype=torch.float32)
     tuned = write_tuned(folder / "tuned", TINY, dtype=torch.float32)
     lora = folder / "lora.safetensors"
-    extract(base=base, tuned=tuned, save_to=lora, rank=4, conv_rank=4)
+    extract(ExtractConfig(base_model_path=base, tuned_model_path=tuned, save_to=lora, rank=4, conv_rank=4))
     return Files(base=base, lora=lora)
 
 
@@ -134,7 +135,7 @@ def test_a_run_that_was_killed_before_its_results_got_their_name_leaves_nothing_
     output = tmp_path / "out/000.tar"
     output.unlink()
     output.write_bytes(b"theirs")
-    with pytest.raises(OutputError, match=r"000\.tar exists, and lbm-lora did not write it"):
+    with pytest.raises(OutputError, match=r"000\.tar is not the result that 000\.tar\.json records"):
         run(infer())
     assert output.read_bytes() == b"theirs"
     result = run(infer(overwrite=True))
@@ -192,7 +193,7 @@ def test_every_option_that_changes_images_is_recorded(
         recorded.update(key.removesuffix(" (by content)") for key in task.settings)
         raise OutputError("the work begins")
 
-    monkeypatch.setattr(engine, "predict", stopped)
+    monkeypatch.setattr(predict, "predict", stopped)
     with pytest.raises(OutputError, match="the work begins"):
         run(infer())
     assert {field.name for field in dataclasses.fields(ModelOptions)} <= recorded | CHANGE_NO_IMAGE
@@ -224,20 +225,20 @@ def test_corrupt_samples_are_named_and_remembered(
     assert (again.present, again.skipped) == (1, result.skipped)
     with pytest.raises(DataError, match=r"^a\.tar: 1 of 5 samples cannot be used \(20\.0 %\)"):
         run(infer(source_shards=config.source_shards, output_path=str(tmp_path / "strict"), max_corrupt=0.1))
-    assert not list(tmp_path.glob("strict/*"))
+    assert not list((tmp_path / "strict").glob("*.tar"))
 
 
 def test_an_error_in_the_work_leaves_what_is_done(
     infer: Callable[..., InferShardsConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = engine.translate_shard
+    work = predict.translate_shard
 
     def failing(*arguments: Any, **named: Any) -> Any:
         if (tmp_path / "out/000.tar").exists():
             raise OutputError("the disk is full")
         return work(*arguments, **named)
 
-    monkeypatch.setattr(engine, "translate_shard", failing)
+    monkeypatch.setattr(predict, "translate_shard", failing)
     with pytest.raises(OutputError, match="the disk is full"):
         run(infer())
     monkeypatch.undo()
