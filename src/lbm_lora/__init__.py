@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from lbm_lora.api.loras import compress as compress
     from lbm_lora.api.measured import validate as validate
     from lbm_lora.api.models import infer as infer
-    from lbm_lora.api.models import inspect as inspect
     from lbm_lora.api.networks import validate_outputs as validate_outputs
     from lbm_lora.api.training import train as train
     from lbm_lora.apply import ScaledAdapter as ScaledAdapter
@@ -70,6 +69,7 @@ if TYPE_CHECKING:
     from lbm_lora.verbs.extract import extract as extract
     from lbm_lora.verbs.extract import extract_several as extract_several
     from lbm_lora.verbs.fuse import fuse as fuse
+    from lbm_lora.verbs.inspect import inspect as inspect
     from lbm_lora.verbs.layers import layers as layers
     from lbm_lora.verbs.merge import merge as merge
     from lbm_lora.verbs.refine import refine as refine
@@ -83,7 +83,7 @@ _HOMES = {
     "api.hub": "push",
     "api.loras": "compress",
     "api.measured": "validate",
-    "api.models": "infer inspect",
+    "api.models": "infer",
     "api.networks": "validate_outputs",
     "api.training": "train",
     "apply": "ScaledAdapter fuse_module inject",
@@ -103,6 +103,7 @@ _HOMES = {
     "verbs.data_pack": "pack_data",
     "verbs.doctor": "doctor",
     "verbs.fuse": "fuse",
+    "verbs.inspect": "inspect",
     "verbs.layers": "layers",
     "verbs.merge": "merge",
     "verbs.resize": "resize resize_several",

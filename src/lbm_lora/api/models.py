@@ -2,24 +2,19 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbm_lora.api.options import Options
 from lbm_lora.checkpoint import CheckpointLike
 from lbm_lora.configs.infer import InferConfig
-from lbm_lora.configs.inspect import InspectConfig
 from lbm_lora.hub import open_checkpoint
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.report.inspection import Inspection, write_page
-from lbm_lora.verbs.values import Images, LoraLike, image_files, listed, opened_base, opened_files
-from lbm_lora.workflows import inspect as inspect_workflow
+from lbm_lora.verbs.values import Images, LoraLike, image_files, listed, opened_files
 
 if TYPE_CHECKING:
     from lbm_lora.workflows.infer import InferResult
 
-_INSPECT = Options(InspectConfig, hidden=("files", "base_model_path", "report"))
 _INFER = Options(
     InferConfig,
     hidden=(
@@ -27,47 +22,6 @@ _INFER = Options(
         "backbone_signature",  # make_base makes a base
     ),
 )
-
-
-@_INSPECT.documented
-def inspect(
-    file: CheckpointLike,
-    other: CheckpointLike | None = None,
-    *,
-    base: CheckpointLike | None = None,
-    report: Path | str | None = None,
-    progress: Progress = SILENT,
-    **options: Any,
-) -> Inspection:
-    """Say what a file is, LoRA or checkpoint, or how two files differ.
-
-    Args:
-        file: the file: a path, an open one or a state dict.
-        other: a second file to compare it with.
-        base: also check whether the LoRA was made from this checkpoint, and fits it.
-        report: folder for inspect.html. None: nothing is written.
-        progress: a listener.
-
-    Returns:
-        The facts of `file` and of `other`, and their `difference` or `fit`.
-
-    Raises:
-        InputError: a file cannot be read; see `lbm_lora.errors`.
-    """
-    with ExitStack() as stack:
-        given = [one for one in (file, other) if one is not None]
-        opened = [stack.enter_context(open_checkpoint(one)) for one in given]
-        against = opened_base(stack, base)
-        config = _INSPECT.bind(
-            "inspect",
-            options,
-            files=tuple(one.path for one in opened),
-            base_model_path=None if against is None else against.path,
-            report=None if report is None else Path(report),
-        )
-        inspect_workflow.check_output(config)
-        found = inspect_workflow.inspected(opened, against, config.lora_alpha_is, progress)
-    return found if config.report is None else replace(found, written=(write_page(found, config.report),))
 
 
 @_INFER.documented

@@ -10,7 +10,6 @@ from lbm_lora.cli.present import (
     compress,
     hub,
     inference,
-    inspection,
     loras,
     training,
 )
@@ -21,7 +20,6 @@ PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "infer": inference.infer,
     "infer_shards": inference.infer_shards,
     "train": training.train,
-    "inspect": inspection.inspect,
     "push": hub.push,
     "demo": inference.demo,
 }
