@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from lbm_lora.adapter import Adapter as Adapter
     from lbm_lora.adapter import LoraModule as LoraModule
     from lbm_lora.adapter import save_adapter as save_adapter
-    from lbm_lora.api.hub import push as push
     from lbm_lora.api.loras import compress as compress
     from lbm_lora.api.measured import validate as validate
     from lbm_lora.api.models import infer as infer
@@ -72,6 +71,7 @@ if TYPE_CHECKING:
     from lbm_lora.verbs.inspect import inspect as inspect
     from lbm_lora.verbs.layers import layers as layers
     from lbm_lora.verbs.merge import merge as merge
+    from lbm_lora.verbs.push import push as push
     from lbm_lora.verbs.refine import refine as refine
     from lbm_lora.verbs.resize import resize as resize
     from lbm_lora.verbs.resize import resize_several as resize_several
@@ -80,7 +80,6 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "adapter": "Adapter LoraModule save_adapter",
-    "api.hub": "push",
     "api.loras": "compress",
     "api.measured": "validate",
     "api.models": "infer",
@@ -106,6 +105,7 @@ _HOMES = {
     "verbs.inspect": "inspect",
     "verbs.layers": "layers",
     "verbs.merge": "merge",
+    "verbs.push": "push",
     "verbs.resize": "resize resize_several",
     "verbs.refine": "refine",
 }

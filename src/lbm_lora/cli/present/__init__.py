@@ -8,7 +8,6 @@ from typing import Any
 
 from lbm_lora.cli.present import (
     compress,
-    hub,
     inference,
     loras,
     training,
@@ -20,7 +19,6 @@ PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "infer": inference.infer,
     "infer_shards": inference.infer_shards,
     "train": training.train,
-    "push": hub.push,
     "demo": inference.demo,
 }
 """Module of a workflow -> the function of its result, and of whether every layer is wanted, that gives the text."""
