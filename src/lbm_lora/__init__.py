@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from lbm_lora.adapter import save_adapter as save_adapter
     from lbm_lora.api.loras import compress as compress
     from lbm_lora.api.measured import validate as validate
-    from lbm_lora.api.models import infer as infer
     from lbm_lora.api.networks import validate_outputs as validate_outputs
     from lbm_lora.api.training import train as train
     from lbm_lora.apply import ScaledAdapter as ScaledAdapter
@@ -68,6 +67,7 @@ if TYPE_CHECKING:
     from lbm_lora.verbs.extract import extract as extract
     from lbm_lora.verbs.extract import extract_several as extract_several
     from lbm_lora.verbs.fuse import fuse as fuse
+    from lbm_lora.verbs.infer import infer as infer
     from lbm_lora.verbs.inspect import inspect as inspect
     from lbm_lora.verbs.layers import layers as layers
     from lbm_lora.verbs.merge import merge as merge
@@ -82,7 +82,6 @@ _HOMES = {
     "adapter": "Adapter LoraModule save_adapter",
     "api.loras": "compress",
     "api.measured": "validate",
-    "api.models": "infer",
     "api.networks": "validate_outputs",
     "api.training": "train",
     "apply": "ScaledAdapter fuse_module inject",
@@ -102,6 +101,7 @@ _HOMES = {
     "verbs.data_pack": "pack_data",
     "verbs.doctor": "doctor",
     "verbs.fuse": "fuse",
+    "verbs.infer": "infer",
     "verbs.inspect": "inspect",
     "verbs.layers": "layers",
     "verbs.merge": "merge",

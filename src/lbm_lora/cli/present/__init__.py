@@ -16,8 +16,6 @@ from lbm_lora.cli.present import (
 PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "compress": compress.compress,
     "validate": loras.validate,
-    "infer": inference.infer,
-    "infer_shards": inference.infer_shards,
     "train": training.train,
     "demo": inference.demo,
 }
