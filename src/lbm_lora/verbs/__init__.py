@@ -5,6 +5,10 @@ from importlib import import_module
 from lbm_lora.verbs.verb import Verb
 
 VERBS = {
+    "infer": "infer:infer",
+    "infer --source_shards": "infer_shards:infer_shards",
+    "push": "push:push",
+    "inspect": "inspect:inspect",
     "resize": "resize:resize_several",
     "merge": "merge:merge",
     "calibrate": "calibrate:calibrate",

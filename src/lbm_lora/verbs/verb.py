@@ -114,6 +114,11 @@ def one_of(several: Callable[P, list[V]]) -> Callable[P, V]:
     return call
 
 
+def as_flag(option: Option) -> str:
+    """Return how the command line spells an option: `--exclude`, `--biases keep|drop`, `--no_dense`."""
+    return f"--no_{option.name}" if option.is_off else f"--{option.name} {option.value}".rstrip()
+
+
 @cache
 def parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
     """Return the parameters of a verb by name, without the listener of its progress."""
@@ -133,11 +138,11 @@ def parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
 def with_flags(text: str, known: Mapping[str, Parameter]) -> str:
     """Return a text with flags in the place of parameters: `rank` -> --rank, `dense=False` -> --no_dense."""
 
-    def as_flag(match: re.Match[str]) -> str:
+    def flag_of(match: re.Match[str]) -> str:
         name, off = match.groups()
         return f"--{'no_' if off else ''}{known[name].flag}" if name in known else match[0]
 
-    return re.sub(r"`(\w+)(=False)?`", as_flag, text)
+    return re.sub(r"`(\w+)(=False)?`", flag_of, text)
 
 
 def _documented(doc: str) -> dict[str, str]:

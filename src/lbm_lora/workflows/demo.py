@@ -1,14 +1,14 @@
 """Run the main job on the bundled mini model: the verb `demo`."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lbm_lora import bundled
 from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.configs.demo import DemoConfig
-from lbm_lora.configs.infer import InferConfig
 from lbm_lora.errors import CheckpointError
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.workflows import compress, infer
+from lbm_lora.verbs.infer import InferResult, infer
+from lbm_lora.workflows import compress
 
 IMAGE = "milk-06-lobby-to-dawn"
 """Pair to relight: one that compress holds out."""
@@ -19,7 +19,7 @@ class DemoResult:
     """Results of the two commands."""
 
     compress: compress.CompressResult
-    infer: infer.InferResult
+    infer: InferResult
 
 
 def run(config: DemoConfig, progress: Progress = SILENT) -> DemoResult:
@@ -33,16 +33,6 @@ def run(config: DemoConfig, progress: Progress = SILENT) -> DemoResult:
             f"{bundled.TUNED / 'model.safetensors'} is missing: this installation has no bundled mini model. "
             "Install it again."
         )
-    relight = InferConfig(
-        base_model_path=bundled.TUNED / "model.safetensors",  # until there is a base: the folder's files are outputs
-        tuned_model_path=bundled.TUNED / "model.safetensors",
-        source_image=str(bundled.PAIRS / f"{IMAGE}.source.png"),
-        mask=str(bundled.PAIRS / f"{IMAGE}.mask.png"),
-        output_path=str(config.output / "relit.png"),
-        compare=True,
-        overwrite=config.overwrite,
-    )
-    infer.plan(relight, relight.source_image, relight.mask)  # its outputs too are checked before anything starts
     made = compress.run(
         CompressConfig(
             tuned=bundled.TUNED,
@@ -55,5 +45,15 @@ def run(config: DemoConfig, progress: Progress = SILENT) -> DemoResult:
         ),
         progress,
     )
-    relit = infer.run(replace(relight, base_model_path=made.base, lora_path=(made.adapter,)), progress)
+    relit = infer(
+        made.base,
+        bundled.PAIRS / f"{IMAGE}.source.png",
+        config.output / "relit.png",
+        made.adapter,
+        mask=bundled.PAIRS / f"{IMAGE}.mask.png",
+        tuned=bundled.TUNED / "model.safetensors",
+        compare=True,
+        overwrite=config.overwrite,
+        progress=progress,
+    )
     return DemoResult(compress=made, infer=relit)
