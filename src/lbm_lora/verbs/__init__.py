@@ -5,6 +5,7 @@ from importlib import import_module
 from lbm_lora.verbs.verb import Verb
 
 VERBS = {
+    "compress": "compress:compress",
     "resize": "resize:resize_several",
     "merge": "merge:merge",
     "calibrate": "calibrate:calibrate",
@@ -15,6 +16,7 @@ VERBS = {
     "data check": "data_check:check_data",
     "convert": "convert:convert",
     "refine": "refine:refine",
+    "validate": "validate:validate",
     "fuse": "fuse:fuse",
     "layers": "layers:layers",
 }

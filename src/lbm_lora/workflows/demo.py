@@ -3,12 +3,12 @@
 from dataclasses import dataclass, replace
 
 from lbm_lora import bundled
-from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.configs.demo import DemoConfig
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.errors import CheckpointError
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.workflows import compress, infer
+from lbm_lora.verbs.compress import CompressResult, compress
+from lbm_lora.workflows import infer
 
 IMAGE = "milk-06-lobby-to-dawn"
 """Pair to relight: one that compress holds out."""
@@ -18,7 +18,7 @@ IMAGE = "milk-06-lobby-to-dawn"
 class DemoResult:
     """Results of the two commands."""
 
-    compress: compress.CompressResult
+    compress: CompressResult
     infer: infer.InferResult
 
 
@@ -43,17 +43,15 @@ def run(config: DemoConfig, progress: Progress = SILENT) -> DemoResult:
         overwrite=config.overwrite,
     )
     infer.plan(relight, relight.source_image, relight.mask)  # its outputs too are checked before anything starts
-    made = compress.run(
-        CompressConfig(
-            tuned=bundled.TUNED,
-            size=config.size,
-            images=(str(bundled.PAIRS / "*.source.png"),),
-            output=config.output,
-            name="relight",
-            count=6,  # of 9: enough for so small a model, and a third less to wait
-            overwrite=config.overwrite,
-        ),
-        progress,
+    made = compress(
+        bundled.TUNED,
+        size=config.size,
+        images=str(bundled.PAIRS / "*.source.png"),
+        output=config.output,
+        name="relight",
+        count=6,  # of 9: enough for so small a model, and a third less to wait
+        overwrite=config.overwrite,
+        progress=progress,
     )
     relit = infer.run(replace(relight, base_model_path=made.base, lora_path=(made.adapter,)), progress)
     return DemoResult(compress=made, infer=relit)

@@ -7,17 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from lbm_lora.cli.present import (
-    compress,
     hub,
     inference,
     inspection,
-    loras,
     training,
 )
 
 PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
-    "compress": compress.compress,
-    "validate": loras.validate,
     "infer": inference.infer,
     "infer_shards": inference.infer_shards,
     "train": training.train,

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from lbm_lora.cli.present import compress
 from lbm_lora.report.wording import plural, printable
+from lbm_lora.verbs.compress import compress_text
 from lbm_lora.verbs.lines import paragraphs, skipped_lines
 
 if TYPE_CHECKING:
@@ -56,6 +56,4 @@ def infer_shards(result: "InferShardsResult", verbose: bool) -> str:
 def demo(result: "DemoResult", verbose: bool) -> str:
     """Return the result of compress, and the image that was relit with it."""
     (relit,) = result.infer.outputs
-    return (
-        f"{compress.compress(result.compress, verbose)}\nRelit    {relit.output}, and {relit.comparison} side by side."
-    )
+    return f"{compress_text(result.compress, verbose)}\nRelit    {relit.output}, and {relit.comparison} side by side."
