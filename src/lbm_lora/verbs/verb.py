@@ -95,7 +95,7 @@ def verb(
                 raise
 
         made = Verb(function=function, what=what, group=group, examples=tuple(examples), text=text)
-        call.verb = made  # pyright: ignore[reportFunctionMemberAccess]
+        call.verb = made  # pyright: ignore[reportAttributeAccessIssue]
         return call
 
     return decorated
