@@ -5,6 +5,7 @@ from importlib import import_module
 from lbm_lora.verbs.verb import Verb
 
 VERBS = {
+    "demo": "demo:demo",
     "compress": "compress:compress",
     "resize": "resize:resize_several",
     "merge": "merge:merge",

@@ -19,7 +19,6 @@ PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "train": training.train,
     "inspect": inspection.inspect,
     "push": hub.push,
-    "demo": inference.demo,
 }
 """Module of a workflow -> the function of its result, and of whether every layer is wanted, that gives the text."""
 

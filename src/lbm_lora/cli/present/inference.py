@@ -1,13 +1,11 @@
-"""Results of infer, for images and for shards, and of demo, which ends with it."""
+"""Results of infer, for images and for shards."""
 
 from typing import TYPE_CHECKING
 
 from lbm_lora.report.wording import plural, printable
-from lbm_lora.verbs.compress import compress_text
 from lbm_lora.verbs.lines import paragraphs, skipped_lines
 
 if TYPE_CHECKING:
-    from lbm_lora.workflows.demo import DemoResult
     from lbm_lora.workflows.infer import InferResult, TranslatedImage
     from lbm_lora.workflows.infer_shards import InferShardsResult
 
@@ -51,9 +49,3 @@ def infer_shards(result: "InferShardsResult", verbose: bool) -> str:
         return head
     count = f"{plural(len(result.skipped), 'sample')} cannot be used."
     return paragraphs(head, "\n".join([count, *skipped_lines(result.skipped, verbose)]))
-
-
-def demo(result: "DemoResult", verbose: bool) -> str:
-    """Return the result of compress, and the image that was relit with it."""
-    (relit,) = result.infer.outputs
-    return f"{compress_text(result.compress, verbose)}\nRelit    {relit.output}, and {relit.comparison} side by side."
