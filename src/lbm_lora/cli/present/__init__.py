@@ -7,17 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from lbm_lora.cli.present import (
-    compress,
-    inference,
-    loras,
     training,
 )
 
 PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
-    "compress": compress.compress,
-    "validate": loras.validate,
     "train": training.train,
-    "demo": inference.demo,
 }
 """Module of a workflow -> the function of its result, and of whether every layer is wanted, that gives the text."""
 
