@@ -168,8 +168,8 @@ def main() -> None:
     """Write the images."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
-        made = make_base(Path(temporary) / "base.ckpt", config_path=bundled.TUNED / "config.yaml")
-        base = made.base.safetensors
+        path = Path(temporary) / "base.ckpt"
+        base = make_base(path, config_path=bundled.TUNED / "config.yaml").base.safetensors
         shown = bridge(base)
         shown.resize((shown.width * 3 // 4, shown.height * 3 // 4), Image.Resampling.LANCZOS).quantize(128).save(
             FOLDER / "bridge.png", optimize=True

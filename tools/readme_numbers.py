@@ -14,8 +14,16 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-import lbm_lora
-from lbm_lora import LBMPipeline, ScaledAdapter, bundled, fuse_module, load_adapter
+from lbm_lora import (
+    LBMPipeline,
+    ScaledAdapter,
+    bundled,
+    extract,
+    fuse_module,
+    load_adapter,
+    make_base,
+    validate,
+)
 from lbm_lora.imaging.grids import comparison_grid
 from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.tensors import to_images, to_tensor
@@ -57,9 +65,8 @@ def rank_rows(base: Path, folder: Path) -> tuple[list[str], Path]:
     rows = []
     for rank in RANKS:
         lora = folder / f"lora_{rank}.safetensors"
-        lbm_lora.extract(base, TUNED, save_to=lora, rank=rank, conv_rank=rank)
-        images = str(bundled.PAIRS / "*.source.png")
-        report = lbm_lora.validate(base, TUNED, lora, images=images, num_inference_steps=1)
+        extract(base, TUNED, save_to=lora, rank=rank, conv_rank=rank)
+        report = validate(base, TUNED, lora, images=bundled.PAIRS / "*.source.png", num_inference_steps=1)
         assert report.outputs is not None
         scores = {entry.variant: entry for entry in report.outputs.summary}["base + LoRA"]
         error = 100 * report.weights.relative_error
@@ -111,7 +118,7 @@ def main() -> None:
     found = pairs()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        base = lbm_lora.make_base(folder / "base.ckpt", config_path=bundled.TUNED / "config.yaml").base.safetensors
+        base = make_base(folder / "base.ckpt", config_path=bundled.TUNED / "config.yaml").base.safetensors
         rows, lora = rank_rows(base, folder)
         model = LBMPipeline.from_checkpoint(base, torch_dtype=torch.float32)
         of_base = outputs(model, found)

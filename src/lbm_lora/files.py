@@ -54,6 +54,11 @@ class Outputs:
         self._inputs: dict[tuple[int, int], Path] = {}
         self._outputs: list[tuple[Path, str]] = []
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The paths of all outputs."""
+        return tuple(path for path, _ in self._outputs)
+
     def reads(self, *paths: Path | str | None) -> "Outputs":
         """Note files, folders of a model, or indexes with their shards; what does not exist is left out."""
         for path in paths:

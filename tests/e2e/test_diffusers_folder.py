@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -44,8 +43,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(folder: Path) -> Path:
-    options: Any = {"config_path": bundled.TUNED / "config.yaml", "backbone_signature": str(bundled.BACKBONE)}
-    return lbm_lora.make_base(folder / "exact_base.ckpt", **options).base.safetensors
+    made = lbm_lora.make_base(
+        folder / "exact_base.ckpt",
+        config_path=bundled.TUNED / "config.yaml",
+        backbone_signature=str(bundled.BACKBONE),
+    )
+    return made.base.safetensors
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +73,18 @@ def test_the_pipeline_does_what_infer_does_and_its_folder_needs_diffusers_alone(
     photo = Image.open(SOURCE)
     image = pipe(photo, num_inference_steps=2, mask=None, seed=3, size=128).images[0]
 
-    options: Any = {"num_inference_steps": 2, "seed": 3, "size": 128, "torch_dtype": "float", "device": "cpu"}
-    lbm_lora.infer(base, SOURCE, folder / "infer.png", lora, lora_scale=0.8, **options)
+    lbm_lora.infer(
+        base,
+        SOURCE,
+        folder / "infer.png",
+        lora,
+        lora_scale=0.8,
+        num_inference_steps=2,
+        seed=3,
+        size=128,
+        torch_dtype="float",
+        device="cpu",
+    )
     assert np.abs(pixels(image) - pixels(folder / "infer.png")).max() <= 2
     with pipe.lora_scale(0.0):
         base_image = pipe(photo, num_inference_steps=2, seed=3, size=128).images[0]

@@ -1,7 +1,6 @@
 """The promises about exactness, on the bundled mini model and its real fine-tune."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import lbm_lora
-from lbm_lora import ScaledAdapter, bundled, fuse_module, inject, load_adapter, load_model, open_checkpoint
+from lbm_lora import ScaledAdapter, bundled, fuse_module, infer, inject, load_adapter, load_model, open_checkpoint
 
 pytestmark = pytest.mark.e2e
 
@@ -31,8 +30,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def extract(base: Path, folder: Path, rank: int, precision: str) -> Path:
     """The LoRA of one rank for linear and conv layers."""
     path = folder / f"lora_{rank}_{precision}.safetensors"
-    options: Any = {"rank": rank, "conv_rank": rank, "save_precision": precision}
-    lbm_lora.extract(base, TUNED, save_to=path, **options)
+    lbm_lora.extract(
+        base,
+        TUNED,
+        save_to=path,
+        rank=rank,
+        conv_rank=rank,
+        save_precision=precision,  # pyright: ignore[reportArgumentType]
+    )
     return path
 
 
@@ -106,7 +111,7 @@ def test_any_rank_is_optimal_on_every_module(base: Path, tmp_path: Path, rank: i
 
 def test_full_rank_gives_the_tuned_models_image(base: Path, full_rank: dict[str, Path]) -> None:
     images = sorted(bundled.PAIRS.glob("*.source.png"))[:3]
-    outputs = lbm_lora.validate(base, TUNED, full_rank["float"], images=images, torch_dtype="float").outputs
+    outputs = lbm_lora.validate(base, TUNED, full_rank["float"], images=images).outputs
     assert outputs is not None
     scores = {entry.variant: float(entry.worst_psnr) for entry in outputs.summary}
     assert scores["base + LoRA"] >= 45
@@ -135,8 +140,8 @@ def test_scale_0_gives_the_bases_image_exactly(base: Path, full_rank: dict[str, 
 
 def test_scale_0_writes_the_bases_file(base: Path, full_rank: dict[str, Path], tmp_path: Path) -> None:
     source = sorted(bundled.PAIRS.glob("*.source.png"))[0]
-    lbm_lora.infer(base, source, tmp_path / "base.png", torch_dtype="float")
-    lbm_lora.infer(base, source, tmp_path / "off.png", full_rank["bf16"], lora_scale=0.0, torch_dtype="float")
+    infer(base, source, tmp_path / "base.png", torch_dtype="float")
+    infer(base, source, tmp_path / "off.png", full_rank["bf16"], lora_scale=0.0, torch_dtype="float")
     assert (tmp_path / "off.png").read_bytes() == (tmp_path / "base.png").read_bytes()
 
 
@@ -158,7 +163,6 @@ def test_a_file_of_the_earlier_implementation_applies_with_scaling_1(
     source = sorted(bundled.PAIRS.glob("*.source.png"))[0]
     for name in ("earlier", "today"):
         with pytest.warns(UserWarning, match="does not say which base it was made from"):
-            lora = tmp_path / f"{name}.safetensors"
-            lbm_lora.infer(base, source, tmp_path / f"{name}.png", lora, torch_dtype="float")
+            infer(base, source, tmp_path / f"{name}.png", tmp_path / f"{name}.safetensors", torch_dtype="float")
     one, other = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("earlier", "today"))
     assert np.array_equal(one, other)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from lbm_lora import errors
-from lbm_lora.cli.spelling import as_flag
 from lbm_lora.errors import (
     LbmLoraError,
     Option,
@@ -15,6 +14,7 @@ from lbm_lora.errors import (
     not_there,
     real_path,
 )
+from lbm_lora.verbs.verb import as_flag
 
 CLASSES = {name: kind for name, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, LbmLoraError)}
 

@@ -234,27 +234,15 @@ COMMANDS: dict[str, Command] = {
 }
 """Words that a user types -> the workflow behind them."""
 
-INFER_SHARDS = Command(
-    "infer_shards",
-    "InferShardsConfig",
-    "translate WebDataset shards with a checkpoint and LoRAs",
-    EVERYDAY,
-    (
-        "lbm-lora infer --base_model_path base.safetensors --lora_path lora.safetensors --source_shards "
-        "'in/{000..009}.tar' --output_path out --devices 2",
-    ),
-)
-"""Command behind `infer --source_shards`."""
-
-
 SHARDS = "infer --source_shards"
+"""Another verb: images and shards have different flags."""
 
 
 def command_for(name: str, words: Sequence[str]) -> Command | Verb:
     """Return the command behind a name; images and shards have different flags."""
     flags = {word.partition("=")[0].replace("-", "_") for word in words}
     if name == "infer" and "__source_shards" in flags:
-        return verb_named(SHARDS) if SHARDS in VERBS else INFER_SHARDS
+        return verb_named(SHARDS)
     return verb_named(name) if name in VERBS else COMMANDS[name]
 
 

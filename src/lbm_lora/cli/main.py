@@ -21,7 +21,7 @@ from lbm_lora.configs.marks import Threads
 from lbm_lora.errors import ConfigError, InputError, OutputError, spelled
 from lbm_lora.runtime import chosen_threads, sleep_while_waiting, use_large_pages
 from lbm_lora.verbs.options import CommandDefault
-from lbm_lora.verbs.verb import Verb, parameters
+from lbm_lora.verbs.verb import Verb, as_flag, parameters
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -201,7 +201,7 @@ def _refuse(error: InputError) -> int:
     """Report an error in one line."""
     from rich.console import Console
 
-    from lbm_lora.cli.spelling import as_flag, line
+    from lbm_lora.cli.spelling import line
 
     Console(stderr=True).print(line("error", spelled(error.args, as_flag)), highlight=False, soft_wrap=True)
     return error.exit_code

@@ -69,7 +69,11 @@ class Parameter:
 def verb(
     what: str, *, group: str = MORE, examples: Sequence[str], text: Callable[[Any, bool], str]
 ) -> Callable[[Callable[P, tuple[V, Any]]], Callable[P, V]]:
-    """Make a function a verb; see `Verb`. A call from Python checks its values, and returns the first of the pair."""
+    """Make a function a verb; see `Verb`.
+
+    A call from Python checks its values, and returns the first of the pair. It raises a missed limit, unless it returns
+    the result, which says so.
+    """
 
     def decorated(function: Callable[P, tuple[V, Any]]) -> Callable[P, V]:
         @wraps(function)
@@ -78,7 +82,10 @@ def verb(
             known = parameters(function)
             try:
                 checked = {name: _checked(known[name], value) for name, value in given.items() if name in known}
-                return cast(Any, function)(**{**given, **checked})[0]
+                value, result = cast(Any, function)(**{**given, **checked})
+                for failure in () if value is result else getattr(result, "failures", ()):
+                    raise failure
+                return value
             except LbmLoraError as error:
                 names = {one.flag: name for name, one in known.items()}
                 error.args = tuple(
@@ -88,10 +95,15 @@ def verb(
                 raise
 
         made = Verb(function=function, what=what, group=group, examples=tuple(examples), text=text)
-        call.verb = made  # pyright: ignore[reportFunctionMemberAccess]
+        call.verb = made  # pyright: ignore[reportAttributeAccessIssue]
         return call
 
     return decorated
+
+
+def with_result(verb: Callable[P, V]) -> Callable[P, tuple[V, Any]]:
+    """Return a verb as the command line calls it: with values of the right types, for the pair of its results."""
+    return cast(Any, verb).verb.function
 
 
 def one_of(several: Callable[P, list[V]]) -> Callable[P, V]:
@@ -114,6 +126,11 @@ def one_of(several: Callable[P, list[V]]) -> Callable[P, V]:
     return call
 
 
+def as_flag(option: Option) -> str:
+    """Return how the command line spells an option: `--exclude`, `--biases keep|drop`, `--no_dense`."""
+    return f"--no_{option.name}" if option.is_off else f"--{option.name} {option.value}".rstrip()
+
+
 @cache
 def parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
     """Return the parameters of a verb by name, without the listener of its progress."""
@@ -133,11 +150,11 @@ def parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
 def with_flags(text: str, known: Mapping[str, Parameter]) -> str:
     """Return a text with flags in the place of parameters: `rank` -> --rank, `dense=False` -> --no_dense."""
 
-    def as_flag(match: re.Match[str]) -> str:
+    def flag_of(match: re.Match[str]) -> str:
         name, off = match.groups()
         return f"--{'no_' if off else ''}{known[name].flag}" if name in known else match[0]
 
-    return re.sub(r"`(\w+)(=False)?`", as_flag, text)
+    return re.sub(r"`(\w+)(=False)?`", flag_of, text)
 
 
 def _documented(doc: str) -> dict[str, str]:
@@ -156,7 +173,7 @@ def _documented(doc: str) -> dict[str, str]:
 def _marks(hint: Any) -> list[Any]:
     """Return the marks anywhere in an annotation, the outermost first."""
     inner = [mark for part in get_args(hint)[:1] for mark in _marks(part)]
-    return [*getattr(hint, "__metadata__", ()), *inner]
+    return [*reversed(getattr(hint, "__metadata__", ())), *inner]
 
 
 def _checked(one: Parameter, value: Any) -> Any:

@@ -35,22 +35,6 @@ def test_a_base_is_made(lbm: Lbm, tmp_path: Path) -> None:
     assert made.baseline is None
 
 
-def test_state_dicts_are_inspected_as_their_files_are(save: Save, empty: Path) -> None:
-    first = {"denoiser.conv_in.weight": torch.ones(4, 4, 3, 3), "denoiser.conv_in.bias": torch.zeros(4)}
-    second = first | {"denoiser.conv_in.bias": torch.ones(4)}
-    files = (save("a.safetensors", first), save("b.safetensors", second))
-    wanted = lbm_lora.run_inspect(lbm_lora.InspectConfig(files=files))
-    found = lbm_lora.inspect(first, second, report="page")
-    assert found.difference is not None
-    assert wanted.difference is not None
-    assert set(found.difference.rows) == set(wanted.difference.rows)
-    assert found.file.checkpoint is not None
-    assert wanted.file.checkpoint is not None
-    assert found.file.checkpoint.fingerprint == wanted.file.checkpoint.fingerprint
-    assert repr(found).startswith("<Inspection state dict: an LBM checkpoint, 2 tensors, ")
-    assert (empty / "page/inspect.html").is_file()
-
-
 def test_layers_of_a_state_dict_are_those_of_its_file(lbm: Lbm, states: States) -> None:
     wanted = lbm_lora.run_layers(LayersConfig(model_path=lbm.tuned, patterns=("attn1",), rank=4))
     assert lbm_lora.layers(states[1], "attn1", rank=4) == wanted

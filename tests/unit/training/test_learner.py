@@ -43,7 +43,7 @@ def test_a_longer_run_than_planned_stays_at_the_end_of_its_schedule() -> None:
 
 
 def make_learner(config: TrainConfig) -> tuple[Learner, PreparedRun]:
-    fabric = open_fabric(config)
+    fabric = open_fabric(config.device)
     assert config.base_model_path is not None
     with open_checkpoint(config.base_model_path) as base:
         run = prepare(config, base, fabric, SILENT)

@@ -7,23 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from lbm_lora.cli.present import (
-    compress,
-    hub,
-    inference,
-    inspection,
-    loras,
     training,
 )
 
 PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
-    "compress": compress.compress,
-    "validate": loras.validate,
-    "infer": inference.infer,
-    "infer_shards": inference.infer_shards,
     "train": training.train,
-    "inspect": inspection.inspect,
-    "push": hub.push,
-    "demo": inference.demo,
 }
 """Module of a workflow -> the function of its result, and of whether every layer is wanted, that gives the text."""
 

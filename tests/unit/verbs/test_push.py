@@ -1,29 +1,25 @@
-"""The workflow `push`: a repository that lbm-lora and diffusers load, in one commit, or nothing at all."""
+"""`push`: a repository that lbm-lora and diffusers load, in one commit, or nothing at all."""
 
-import errno
-import os
-import re
-import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import lbm_lora
 from hub_client import hub_of
 from hub_server import HubServer
 from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, LoraModule, load_adapter, save_adapter
 from lbm_lora.adapter.metadata import STEP_KEY
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.configs.push import PushConfig
 from lbm_lora.errors import ConfigError, HubError, OutputError
 from lbm_lora.hub import local_lora
 from lbm_lora.model.build import load_model
 from lbm_lora.naming import ModuleName, ParamName, bias_of, weight_of
-from lbm_lora.workflows.push import TWIN, run
+from lbm_lora.verbs.push import TWIN, PushResult, push
 from standins import Lbm
 
 LAYER = ModuleName("mid_block.attentions.0.proj_in")
@@ -50,14 +46,13 @@ def lora(lbm: Lbm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def config(lora: Path) -> PushConfig:
-    return PushConfig(lora_path=lora, to="user/repo", base_model="user/lbm")
+def pushed(lora: Path, to: str = "user/repo", **options: Any) -> PushResult:
+    return push(lora, to, **{"base_model": "user/lbm", **options})
 
 
-def test_what_is_pushed_is_pulled_byte_for_byte(hub: HubServer, config: PushConfig, lora: Path, tmp_path: Path) -> None:
+def test_what_is_pushed_is_pulled_byte_for_byte(hub: HubServer, lora: Path, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "lemon.png")
-    result = run(replace(config, images=str(tmp_path / "lemon.png"), private=True))
+    result = pushed(lora, images=tmp_path / "lemon.png", private=True)
     repo = hub.repos["user/repo"]
     assert (repo.private, repo.messages) == (True, ["initial commit", "Upload relight.safetensors"])
     assert (result.url, result.commit) == (f"{hub.url}/user/repo", repo.branches["main"])
@@ -69,9 +64,9 @@ def test_what_is_pushed_is_pulled_byte_for_byte(hub: HubServer, config: PushConf
     assert local_lora("user/repo").name == "relight.safetensors"
 
 
-def test_the_pushed_repository_is_loaded_by_diffusers(hub: HubServer, lbm: Lbm, config: PushConfig) -> None:
-    assert run(config).dropped == ("conv_norm_out.weight",)
-    adapter = load_adapter(config.lora_path)
+def test_the_pushed_repository_is_loaded_by_diffusers(hub: HubServer, lbm: Lbm, lora: Path) -> None:
+    assert pushed(lora).dropped == ("conv_norm_out.weight",)
+    adapter = load_adapter(lora)
     unet = load_model(lbm.base, dtype=torch.float32).denoiser
     layers = {name: unet.get_submodule(name) for name in adapter.modules}
     inputs = {name: torch.ones(1, *module.shape[1:]) for name, module in adapter.modules.items()}
@@ -89,55 +84,55 @@ def test_the_pushed_repository_is_loaded_by_diffusers(hub: HubServer, lbm: Lbm, 
         assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_a_branch(hub: HubServer, config: PushConfig) -> None:
-    result = run(replace(config, to="user/repo@v1", message="first"))
+def test_a_branch(hub: HubServer, lora: Path) -> None:
+    result = pushed(lora, to="user/repo@v1", message="first")
     assert result.url == f"{hub.url}/user/repo/tree/v1"
     assert hub.repos["user/repo"].messages[-1] == "first"
     assert "README.md" not in hub.repos["user/repo"].commits[hub.repos["user/repo"].branches["main"]]
-    assert local_lora("user/repo@v1").read_bytes() == config.lora_path.read_bytes()
+    assert local_lora("user/repo@v1").read_bytes() == lora.read_bytes()
 
 
-def test_save_to_writes_the_files_and_uploads_nothing(hub: HubServer, config: PushConfig, tmp_path: Path) -> None:
-    result = run(replace(config, save_to=tmp_path / "look"))
+def test_save_to_writes_the_files_and_uploads_nothing(hub: HubServer, lora: Path, tmp_path: Path) -> None:
+    result = pushed(lora, save_to=tmp_path / "look")
     assert sorted(path.name for path in (tmp_path / "look").iterdir()) == ["README.md", TWIN, "relight.safetensors"]
     assert (result.url, result.commit, result.folder) == ("", "", tmp_path / "look")
     assert hub.requests == []
 
 
 @pytest.mark.parametrize("path", ["README.md", "relight.safetensors", TWIN, "images/lemon.png"])
-def test_files_of_others_in_the_repository_stay(hub: HubServer, config: PushConfig, tmp_path: Path, path: str) -> None:
+def test_files_of_others_in_the_repository_stay(hub: HubServer, lora: Path, tmp_path: Path, path: str) -> None:
     Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "lemon.png")
-    config = replace(config, images=str(tmp_path / "lemon.png"))
+    image = tmp_path / "lemon.png"
     for _ in range(2):
-        run(config)
+        pushed(lora, images=image)
     repo = hub.repos["user/repo"]
     ours = repo.commits[repo.branches["main"]]
     before = hub.put("user/repo", {path: b"theirs"})
     with pytest.raises(OutputError, match=rf"^{path} exists in user/repo, and .*, or use overwrite to replace it\.$"):
-        run(config)
+        pushed(lora, images=image)
     assert repo.branches["main"] == before
-    run(replace(config, overwrite=True))
+    pushed(lora, images=image, overwrite=True)
     assert repo.commits[repo.branches["main"]] == ours
 
 
-def test_a_lora_with_the_name_of_the_twin_is_renamed(hub: HubServer, config: PushConfig, tmp_path: Path) -> None:
-    run(replace(config, save_to=tmp_path / "look"))
-    run(replace(config, lora_path=tmp_path / "look" / TWIN, to="user/other"))
+def test_a_lora_with_the_name_of_the_twin_is_renamed(hub: HubServer, lora: Path, tmp_path: Path) -> None:
+    pushed(lora, save_to=tmp_path / "look")
+    pushed(tmp_path / "look" / TWIN, to="user/other")
     files = hub.repos["user/other"].commits[hub.repos["user/other"].branches["main"]]
     assert {"lora.safetensors", TWIN} < set(files)
     pulled = load_file(local_lora("user/other"))
     assert any(key.endswith(".lora_up.weight") for key in pulled)  # a foreign file is published as a native one
 
 
-def test_without_a_base_the_widths_must_be_those_of_sdxl(hub: HubServer, config: PushConfig) -> None:
+def test_without_a_base_the_widths_must_be_those_of_sdxl(hub: HubServer, lora: Path) -> None:
     with pytest.raises(ConfigError, match=r"is not for networks of SDXL's widths\. .*: base_model user/repo\.$"):
-        run(replace(config, base_model=None))
+        pushed(lora, base_model=None)
     assert hub.requests == []
 
 
-def test_a_card_that_the_hub_refuses_makes_no_repository(hub: HubServer, config: PushConfig) -> None:
+def test_a_card_that_the_hub_refuses_makes_no_repository(hub: HubServer, lora: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        run(replace(config, license="gpl"))
+        pushed(lora, license="gpl")
     assert str(caught.value) == (
         'the hub refuses the model card: "license" must be one of the licenses of the hub. '
         "Check license and base_model."
@@ -146,70 +141,58 @@ def test_a_card_that_the_hub_refuses_makes_no_repository(hub: HubServer, config:
     assert hub.large == {}
 
 
-def test_a_wrong_token_and_no_token(hub: HubServer, config: PushConfig, tmp_path: Path) -> None:
+def test_a_wrong_token_and_no_token(hub: HubServer, lora: Path, tmp_path: Path) -> None:
     for token in ("hf_wrong", None):
         with (
             hub_of(hub, tmp_path, token=token),
             pytest.raises(HubError, match=r"^user/repo cannot be published .*: the token is missing, or not valid\."),
         ):
-            run(config)
+            pushed(lora)
     assert hub.repos == {}
 
 
-def test_a_name_space_of_others(hub: HubServer, config: PushConfig) -> None:
+def test_a_name_space_of_others(hub: HubServer, lora: Path) -> None:
     with pytest.raises(HubError, match=r"the token does not permit it \(.*org\)\. Use one that may write to org:"):
-        run(replace(config, to="org/repo"))
+        pushed(lora, to="org/repo")
 
 
-def test_a_public_repository_is_not_private(hub: HubServer, config: PushConfig) -> None:
+def test_a_public_repository_is_not_private(hub: HubServer, lora: Path) -> None:
     hub.put("user/repo", {"a": b""})
     with pytest.raises(ConfigError, match=r"^user/repo exists and is public, .* or leave out private\.$"):
-        run(replace(config, private=True))
+        pushed(lora, private=True)
     assert hub.large == {}
 
 
 @pytest.mark.parametrize("to", ["user", "user/repo/file.safetensors", "hf://user/repo/x"])
-def test_what_is_not_a_repository(config: PushConfig, to: str) -> None:
+def test_what_is_not_a_repository(lora: Path, to: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        run(replace(config, to=to))
+        pushed(lora, to=to)
     assert str(caught.value) == f"to must be user/repo or user/repo@branch, got {to}."
 
 
-def test_too_many_pictures_and_two_of_one_name(config: PushConfig, tmp_path: Path) -> None:
+def test_too_many_pictures_and_two_of_one_name(lora: Path, tmp_path: Path) -> None:
     for number in range(13):
         path = tmp_path / f"{number // 12}" / f"{number % 12}.png"
         path.parent.mkdir(exist_ok=True)
         Image.new("RGB", (2, 2), (number, 0, 0)).save(path)
     with pytest.raises(ConfigError, match="images gives 13 images, and a card shows 12 at most"):
-        run(replace(config, images=str(tmp_path / "*" / "*.png")))
+        pushed(lora, images=tmp_path / "*" / "*.png")
     with pytest.raises(ConfigError, match="images gives several images of the same name"):
-        run(replace(config, images=str(tmp_path / "*" / "0.png")))
+        pushed(lora, images=tmp_path / "*" / "0.png")
 
 
-def test_a_picture_that_is_a_link_to_nothing(config: PushConfig, tmp_path: Path) -> None:
+def test_a_picture_that_is_a_link_to_nothing(lora: Path, tmp_path: Path) -> None:
     look, pictures = tmp_path / "look", tmp_path / "pictures"
     (look / "images").mkdir(parents=True)
     Image.new("RGB", (2, 2)).save(look / "images" / "a.png")
     pictures.mkdir()
     (pictures / "a.png").symlink_to("nothing.png")
     with pytest.raises(OutputError, match=r"images/a\.png exists, and lbm-lora did not write it"):
-        run(replace(config, images=str(pictures), save_to=look))
+        pushed(lora, images=pictures, save_to=look)
     assert [path.name for path in look.iterdir()] == ["images"]
 
 
-def test_a_card_that_was_edited_stays(config: PushConfig, tmp_path: Path) -> None:
-    again = replace(config, save_to=tmp_path / "look")
-    for _ in range(2):
-        run(again)
-    card = tmp_path / "look/README.md"
-    text = card.read_text()
-    card.write_text(f"{text}\nMore about it.\n")
-    with pytest.raises(OutputError, match=r"README\.md was edited"):
-        run(again)
-    run(replace(again, overwrite=True))
-
-
-def test_what_a_training_run_has_saved_stays_in_its_folder(config: PushConfig, lora: Path, tmp_path: Path) -> None:
+def test_what_a_training_run_has_saved_stays_in_its_folder(lora: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
     saved = out / lora.name
@@ -217,54 +200,22 @@ def test_what_a_training_run_has_saved_stays_in_its_folder(config: PushConfig, l
     save_adapter(replace(adapter, metadata=replace(adapter.metadata, facts={STEP_KEY: "100 0123"})), saved)
     before = saved.read_bytes()
     with pytest.raises(OutputError, match="exists, and a training run has saved it"):
-        run(replace(config, save_to=out))
-    assert saved.read_bytes() == before
-    save_adapter(adapter, tmp_path / "other.safetensors")
-    run(replace(config, lora_path=tmp_path / "other.safetensors", save_to=out))
-    with pytest.raises(OutputError, match="exists, and a training run has saved it"):
-        run(replace(config, save_to=out))  # beside a card of another LoRA
+        pushed(lora, save_to=out)
     assert saved.read_bytes() == before
     given = tmp_path / "copies" / lora.name
-    run(replace(config, lora_path=saved, save_to=given.parent))
-    saved.chmod(0o644)
-    run(replace(config, lora_path=saved, save_to=given.parent))
+    for _ in range(2):  # an earlier copy of the same file is no obstacle
+        pushed(saved, save_to=given.parent)
     assert given.read_bytes() == before
     saved.unlink()
     save_adapter(replace(adapter, metadata=replace(adapter.metadata, facts={STEP_KEY: "200 0123"})), saved)
     with pytest.raises(OutputError, match="exists, and a training run has saved it"):
-        run(replace(config, lora_path=saved, save_to=given.parent))
+        pushed(saved, save_to=given.parent)
     assert given.read_bytes() == before
 
 
-def failing_copy(monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException) -> None:
-    """Let copying to a file of a name fail."""
-    copyfile = shutil.copyfile
-
-    def copied(source: Path, target: Path) -> Path:
-        if target.name.startswith(f".{name}."):
-            raise error
-        return copyfile(source, target)
-
-    monkeypatch.setattr(shutil, "copyfile", copied)
-
-
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()])
-def test_files_that_are_not_all_copied_are_the_old_ones(
-    config: PushConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
-    again = replace(config, save_to=tmp_path / "look")
-    run(again)
-    before = {path: path.read_bytes() for path in (tmp_path / "look").iterdir()}
-    failing_copy(monkeypatch, TWIN, error)
-    with pytest.raises((OutputError, KeyboardInterrupt)):
-        run(replace(again, base_model="user/other"))
-    assert {path: path.read_bytes() for path in (tmp_path / "look").iterdir()} == before
-
-
-def test_a_copy_that_is_too_large_is_named(config: PushConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failing_copy(monkeypatch, "relight.safetensors", OSError(errno.EFBIG, os.strerror(errno.EFBIG), "the input"))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(OutputError) as caught:
-        run(replace(config, save_to=tmp_path / "look"))
-    assert re.fullmatch(rf"{tmp_path}/lbm-lora-\w+/relight\.safetensors cannot be written: .*", str(caught.value))
-    assert list(tmp_path.iterdir()) == []
+def test_an_adapter_in_memory_with_an_image_is_published_and_loaded_by_name(hub: HubServer) -> None:
+    module = LoraModule(LAYER, down=torch.ones(2, 8), up=torch.ones(8, 2), alpha=2.0)
+    adapter = Adapter({module.name: module}, {}, prefix="denoiser.")
+    result = push(adapter, "user/repo", images=Image.new("RGB", (4, 4)), base_model="user/lbm")
+    assert [file.path for file in result.files][1:] == ["lora.safetensors", TWIN, "images/image-1.png"]
+    assert torch.equal(lbm_lora.load_adapter("user/repo").modules[module.name].up, module.up)

@@ -1,4 +1,4 @@
-"""The workflow `inspect`: whole files, their short forms, and the page that it writes."""
+"""`inspect`: whole files, their short forms, and the page that it writes."""
 
 import json
 from collections.abc import Mapping
@@ -11,12 +11,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lbm_lora.cli.console import jsonable
 from lbm_lora.cli.main import main
-from lbm_lora.configs.inspect import InspectConfig
 from lbm_lora.errors import CheckpointError, ConfigError
 from lbm_lora.verbs.extract import extract
-from lbm_lora.workflows.inspect import run
+from lbm_lora.verbs.inspect import inspect
 from standins import LBM_YAML
 
 SHAPES = {
@@ -62,7 +60,7 @@ def lora(lbm: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_lora_is_known_by_the_files_at_hand(lbm: Pair, lora: Path) -> None:
-    found = run(InspectConfig(files=(lora, lbm.tuned), base_model_path=lbm.base))
+    found = inspect(lora, lbm.tuned, base=lbm.base)
     adapter = found.file.adapter
     assert adapter is not None
     assert adapter.base.known_as == lbm.base.name
@@ -72,7 +70,7 @@ def test_a_lora_is_known_by_the_files_at_hand(lbm: Pair, lora: Path) -> None:
 
 
 def test_a_lora_fits_its_base(lbm: Pair, lora: Path) -> None:
-    found = run(InspectConfig(files=(lora,), base_model_path=lbm.base))
+    found = inspect(lora, base=lbm.base)
     assert found.fit is not None
     assert found.fit.fits
     assert repr(found).startswith("<Inspection lora.safetensors: a LoRA, native, ")
@@ -80,7 +78,7 @@ def test_a_lora_fits_its_base(lbm: Pair, lora: Path) -> None:
 
 
 def test_every_delta_and_byte_is_accounted_for(lora: Path) -> None:
-    file = run(InspectConfig(files=(lora,))).file
+    file = inspect(lora).file
     adapter = file.adapter
     assert adapter is not None
     assert sum(block.tensors for block in adapter.blocks) == len(adapter.deltas) == adapter.modules + adapter.dense
@@ -107,7 +105,7 @@ def test_a_checkpoint_in_any_container_is_the_same(form: str, lbm: Pair, tmp_pat
         path.write_text(json.dumps({"weight_map": weight_map}))
     else:
         save_file(tensors, path)
-    found = run(InspectConfig(files=(path if form != "folder" else tmp_path, source)))
+    found = inspect(path if form != "folder" else tmp_path, source)
     assert found.file.kind == "an LBM checkpoint"
     assert len(found.file.files) == (2 if form == "index" else 1)
     assert found.difference is not None
@@ -119,7 +117,7 @@ def test_a_checkpoint_in_any_container_is_the_same(form: str, lbm: Pair, tmp_pat
 
 
 def test_base_and_tuned_differ_by_the_fine_tune(lbm: Pair) -> None:
-    found = run(InspectConfig(files=(lbm.base, lbm.tuned)))
+    found = inspect(lbm.base, lbm.tuned)
     assert found.difference is not None
     assert found.difference.counts == {"different": len(SHAPES), "same": 2}
     vae = next(block for block in found.difference.blocks if block.block == "vae")
@@ -127,21 +125,10 @@ def test_base_and_tuned_differ_by_the_fine_tune(lbm: Pair) -> None:
 
 
 def test_the_config_is_found_where_other_commands_find_it(lbm: Pair) -> None:
-    alone, beside = (run(InspectConfig(files=(path,))).file.checkpoint for path in (lbm.base, lbm.tuned))
+    alone, beside = (inspect(path).file.checkpoint for path in (lbm.base, lbm.tuned))
     assert alone is not None
     assert beside is not None
     assert (alone.config, beside.config) == ("not in the file or next to it", "config.yaml next to it")
-
-
-def test_json_is_complete_and_stable(lora: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", str(lora), str(lora), "--json"]) == 0
-    first = capsys.readouterr().out
-    found = json.loads(first)
-    assert found["file"]["adapter"]["file_format"] == "native"
-    assert len(found["difference"]["rows"]) == len(found["file"]["adapter"]["deltas"])
-    assert main(["inspect", str(lora), str(lora), "--json"]) == 0
-    assert capsys.readouterr().out == first
-    assert jsonable(run(InspectConfig(files=(lora, lora)))) == found
 
 
 def test_a_lora_that_cannot_be_read_is_named_and_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,23 +138,28 @@ def test_a_lora_that_cannot_be_read_is_named_and_done(tmp_path: Path, capsys: py
     assert "cloneofsimo" in json.loads(capsys.readouterr().out)["file"]["refusal"]
 
 
-def test_a_report_is_written_where_it_is_wanted(lora: Path, tmp_path: Path) -> None:
-    found = run(InspectConfig(files=(lora,), report=tmp_path / "r"))
+def test_state_dicts_are_inspected_as_their_files_are(lbm: Pair, tmp_path: Path) -> None:
+    found = inspect(load_file(lbm.base), load_file(lbm.tuned), report=tmp_path / "r")
+    wanted = inspect(lbm.base, lbm.tuned)
+    assert found.difference is not None
+    assert wanted.difference is not None
+    assert set(found.difference.rows) == set(wanted.difference.rows)
+    assert repr(found).startswith("<Inspection state dict: an LBM checkpoint, ")
     assert found.written == (tmp_path / "r" / "inspect.html",)
     assert found.written[0].is_file()
 
 
 def test_three_files_are_refused(lora: Path) -> None:
     with pytest.raises(ConfigError, match=r"^inspect takes one file or two, got 3\.$"):
-        run(InspectConfig(files=(lora, lora, lora)))
+        inspect([lora, lora, lora])
 
 
 def test_a_truncated_file_is_refused(lora: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes(lora.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="damaged or incomplete"):
-        run(InspectConfig(files=(tmp_path / "cut.safetensors",)))
+        inspect(tmp_path / "cut.safetensors")
 
 
 def test_a_lora_as_the_base_is_refused(lora: Path) -> None:
     with pytest.raises(CheckpointError, match="not a checkpoint"):
-        run(InspectConfig(files=(lora,), base_model_path=lora))
+        inspect(lora, base=lora)
