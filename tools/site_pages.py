@@ -1,6 +1,6 @@
 """A hook of MkDocs (mkdocs.yml): the pages of the site that are made, and the links that lead out of docs/.
 
-- A page for each command, of its config: what it does, examples, and a table of its flags.
+- A page for each command, of its verb: what it does, examples, and a table of its flags.
 - Files outside docs/ that a page links to, such as CONTRIBUTING.md or a YAML file of lora/, become part of the site
   under `project/`.
 - The navigation of commands and decisions.
@@ -18,17 +18,18 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from lbm_lora.cli.arguments import range_of
-from lbm_lora.cli.commands import COMMANDS, GROUPS, INFER_SHARDS, Command
-from lbm_lora.cli.flags import Flag, flags_of
+from lbm_lora.cli.commands import SHARDS, all_commands
+from lbm_lora.cli.flags import Flag, flags_of, flags_of_verb
 from lbm_lora.cli.help import sections_of, spelt
 from lbm_lora.cli.main import Output
 from lbm_lora.cli.training_keys import training_sections
+from lbm_lora.verbs import verb_named
+from lbm_lora.verbs.verb import GROUPS, Verb
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 HOME = PurePosixPath("README.md")
 """Its place in the site is the home page, which says the same."""
-SHARDS = "infer --source_shards"
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)((?:#[^)\s]*)?)(?=\))")
 WIDEST = 74  # columns of an example on one line
 
@@ -44,8 +45,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages of the commands, and the files outside docs/ that pages link to."""
     files.append(File.generated(config, "commands/index.md", content=commands_index()))
-    for name, command in _in_order():
-        files.append(File.generated(config, f"commands/{slug(name)}.md", content=command_page(name, command)))
+    for name, verb in _in_order():
+        files.append(File.generated(config, f"commands/{slug(name)}.md", content=command_page(name, verb)))
     for path in linked_outside(sorted(DOCS.rglob("*.md"))):
         place = {"content": (ROOT / path).read_bytes()} if path.suffix != ".md" else {"content": _page(path)}
         files.append(File.generated(config, site_uri(path), **place))
@@ -144,17 +145,17 @@ def commands_index() -> str:
     return "\n".join(lines)
 
 
-def command_page(name: str, command: Command) -> str:
+def command_page(name: str, verb: Verb) -> str:
     """The page of a command."""
-    flags = flags_of(command.config_class())
+    flags = flags_of_verb(verb.function)
     sections = sections_of(flags, flags_of(Output))
     if name == "train":
         output = sections.pop("output")
         sections = {**sections, **training_sections(), "output": output}
     needed = [flag.usage if flag.is_required else f"[{flag.usage}]" for flag in flags if _is_in_usage(flag)]
     usage = " ".join(["lbm-lora", name.partition(" --")[0], *needed, "[--flag value ...]"])
-    examples = "\n".join(broken(example) for example in command.examples)
-    lines = [f"# lbm-lora {name}", "", prose(command.config_class().__doc__ or ""), ""]
+    examples = "\n".join(broken(example) for example in verb.examples)
+    lines = [f"# lbm-lora {name}", "", prose(verb.summary), ""]
     lines += ['```text title="Usage"', broken(usage), "```", "", f'```bash title="Examples"\n{examples}\n```', ""]
     for heading, section in sections.items():
         if section:
@@ -194,14 +195,14 @@ def broken(line: str) -> str:
     return " \\\n".join(lines)
 
 
-def _in_order() -> Iterator[tuple[str, Command]]:
+def _in_order() -> Iterator[tuple[str, Verb]]:
     """Every page, by group; the second one of `infer` behind the first."""
     for group in GROUPS:
-        for name, command in COMMANDS.items():
-            if command.group == group:
-                yield name, command
+        for name, verb in all_commands().items():
+            if verb.group == group:
+                yield name, verb
                 if name == "infer":
-                    yield SHARDS, INFER_SHARDS
+                    yield SHARDS, verb_named(SHARDS)
 
 
 def _is_in_usage(flag: Flag) -> bool:

@@ -7,16 +7,19 @@ import pytest
 
 pytest.importorskip("mkdocs", reason="the extra docs is not installed")
 
-from lbm_lora.cli.commands import COMMANDS
-from lbm_lora.cli.flags import flags_of
+from lbm_lora.cli.commands import all_commands
+from lbm_lora.cli.flags import flags_of_verb
 from tools.site_pages import broken, command_page, commands_index, prose, rewritten, slug, target
+
+
+COMMANDS = all_commands()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_page_has_every_flag_and_every_example(name: str) -> None:
     page = command_page(name, COMMANDS[name])
     named = re.findall(r'<span id="flag-(\w+)">', page)
-    assert set(named) >= {flag.name for flag in flags_of(COMMANDS[name].config_class())} | {"json", "threads"}
+    assert set(named) >= {flag.name for flag in flags_of_verb(COMMANDS[name].function)} | {"json", "threads"}
     assert len(named) == len(set(named))
     lines = [" ".join(line.split()) for line in page.replace("\\\n", " ").splitlines()]
     assert set(lines) >= set(COMMANDS[name].examples)
