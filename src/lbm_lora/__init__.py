@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from lbm_lora.api.loras import compress as compress
     from lbm_lora.api.measured import validate as validate
     from lbm_lora.api.networks import validate_outputs as validate_outputs
-    from lbm_lora.api.training import train as train
     from lbm_lora.apply import ScaledAdapter as ScaledAdapter
     from lbm_lora.apply import fuse_module as fuse_module
     from lbm_lora.apply import inject as inject
@@ -75,6 +74,7 @@ if TYPE_CHECKING:
     from lbm_lora.verbs.refine import refine as refine
     from lbm_lora.verbs.resize import resize as resize
     from lbm_lora.verbs.resize import resize_several as resize_several
+    from lbm_lora.verbs.train import train as train
 
 __version__ = "0.1.0"
 
@@ -83,7 +83,6 @@ _HOMES = {
     "api.loras": "compress",
     "api.measured": "validate",
     "api.networks": "validate_outputs",
-    "api.training": "train",
     "apply": "ScaledAdapter fuse_module inject",
     "checkpoint": "Checkpoint",
     "errors": "AdapterError CheckpointError ConfigError DataError HubError ImageError InputError LbmLoraError "
@@ -108,6 +107,7 @@ _HOMES = {
     "verbs.push": "push",
     "verbs.resize": "resize resize_several",
     "verbs.refine": "refine",
+    "verbs.train": "train",
 }
 """Module -> the public names that are loaded from it on first use (PEP 562); a test compares them with those above."""
 

@@ -83,23 +83,19 @@ def parse(name: str, words: Sequence[str]) -> tuple[Any, Output]:
         return _parsed_verb(command, name, words)
     config = command.config_class()
     flags, output = flags_of(config), flags_of(Output)
-    overrides: dict[str, Any] = {}
-    if name == "train":
-        from lbm_lora.cli.overrides import split_overrides
-        from lbm_lora.cli.training_keys import check_keys, list_keys, text_keys
-
-        own_flags = {name for flag in (*flags, *output) for name in (flag.name, f"no_{flag.name}")}
-        words, keys = split_overrides(words, own_flags, list_keys(), text_keys())
-        check_keys(keys, [*flags, *output])
-        overrides = {"overrides": keys}
     values = values_of([*flags, *output], words, command=name)
     own = {flag.name: values.pop(flag.name) for flag in output if flag.name in values}
-    return config(**values, **overrides), Output(**own)
+    return config(**values), Output(**own)
 
 
 def _parsed_verb(verb: Verb, name: str, words: Sequence[str]) -> tuple[dict[str, Any], Output]:
     """Return the values of a verb's parameters and the output settings."""
     flags, output = flags_of_verb(verb.function), flags_of(Output)
+    keys: dict[str, Any] = {}
+    if name == "train":
+        from lbm_lora.cli.training_keys import split_keys
+
+        words, keys = split_keys(words, [*flags, *output])
     values = values_of([*flags, *output], words, command=name)
     own = {flag.name: values.pop(flag.name) for flag in output if flag.name in values}
     known = parameters(verb.function)
@@ -107,7 +103,7 @@ def _parsed_verb(verb: Verb, name: str, words: Sequence[str]) -> tuple[dict[str,
         one.name: mark.value for one in known.values() for mark in one.marks if isinstance(mark, CommandDefault)
     }
     given = {flag.parameter: values[flag.name] for flag in flags if flag.name in values}
-    return {**defaults, **given}, Output(**own)
+    return {**defaults, **given, **keys}, Output(**own)
 
 
 def help_of(name: str, words: Sequence[str], width: int | None = None) -> "Text":

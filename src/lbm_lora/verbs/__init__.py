@@ -5,6 +5,7 @@ from importlib import import_module
 from lbm_lora.verbs.verb import Verb
 
 VERBS = {
+    "train": "train:train",
     "infer": "infer:infer",
     "infer --source_shards": "infer_shards:infer_shards",
     "push": "push:push",

@@ -10,13 +10,11 @@ from lbm_lora.cli.present import (
     compress,
     inference,
     loras,
-    training,
 )
 
 PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "compress": compress.compress,
     "validate": loras.validate,
-    "train": training.train,
     "demo": inference.demo,
 }
 """Module of a workflow -> the function of its result, and of whether every layer is wanted, that gives the text."""

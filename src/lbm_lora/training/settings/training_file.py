@@ -6,7 +6,7 @@ list.
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -59,19 +59,17 @@ def read_values(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
     except TextError as error:
         raise ConfigError(f"{path} {error}.") from None
-    values = _load(text, str(path))
+    values = yaml_value(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}, not a mapping of keys.")
     return {str(key): value for key, value in values.items()}
 
 
-def override(values: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> set[str]:
-    """Set values from (dotted key, YAML text) pairs in place, and return the keys that were set."""
+def override(values: dict[str, Any], keys: Mapping[str, Any]) -> set[str]:
+    """Set values by key in place, and return the keys that were set. `rank_pattern.ff.net` is a key of a key."""
     changed: set[str] = set()
-    for dotted, text in overrides:
+    for dotted, value in keys.items():
         key, dot, inner = dotted.partition(".")
-        key = key.replace("-", "_")
-        value = _load(text, f"{COMMAND_LINE}: {dotted}")
         if dot:
             held = values.get(key) or {}
             if not isinstance(held, dict):
@@ -80,6 +78,14 @@ def override(values: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> se
         values[key] = value
         changed.add(key)
     return changed
+
+
+def yaml_value(text: str, where: str) -> Any:
+    """Return what a text says as YAML."""
+    try:
+        return parse_yaml(text)
+    except TextError as error:
+        raise ConfigError(f"{where} {error}.") from None
 
 
 def parse(model: type[M], values: Mapping[str, Any], *, where: str, changed: Collection[str] = ()) -> M:
@@ -119,13 +125,6 @@ def check_shares(key: str, shares: tuple[float, ...], of: str, count: int) -> No
         raise ValueError(f"{key} has {len(shares)} values, but {of} has {count}. Give one for each")
     if abs(sum(shares) - 1) > 1e-6:
         raise ValueError(f"{key} must add up to 1, got {sum(shares):g}")
-
-
-def _load(text: str, where: str) -> Any:
-    try:
-        return parse_yaml(text)
-    except TextError as error:
-        raise ConfigError(f"{where} {error}.") from None
 
 
 def _said(error: ErrorDetails, where: str, changed: Collection[str]) -> str:
