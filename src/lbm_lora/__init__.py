@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from lbm_lora.adapter import Adapter as Adapter
     from lbm_lora.adapter import LoraModule as LoraModule
     from lbm_lora.adapter import save_adapter as save_adapter
-    from lbm_lora.api.loras import compress as compress
-    from lbm_lora.api.measured import validate as validate
-    from lbm_lora.api.networks import validate_outputs as validate_outputs
     from lbm_lora.apply import ScaledAdapter as ScaledAdapter
     from lbm_lora.apply import fuse_module as fuse_module
     from lbm_lora.apply import inject as inject
@@ -59,6 +56,7 @@ if TYPE_CHECKING:
     from lbm_lora.verbs.adapters import ResizedAdapter as ResizedAdapter
     from lbm_lora.verbs.base import make_base as make_base
     from lbm_lora.verbs.calibrate import calibrate as calibrate
+    from lbm_lora.verbs.compress import compress as compress
     from lbm_lora.verbs.convert import convert as convert
     from lbm_lora.verbs.data_check import check_data as check_data
     from lbm_lora.verbs.data_pack import pack_data as pack_data
@@ -75,14 +73,13 @@ if TYPE_CHECKING:
     from lbm_lora.verbs.resize import resize as resize
     from lbm_lora.verbs.resize import resize_several as resize_several
     from lbm_lora.verbs.train import train as train
+    from lbm_lora.verbs.validate import validate as validate
+    from lbm_lora.verbs.validate import validate_outputs as validate_outputs
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "adapter": "Adapter LoraModule save_adapter",
-    "api.loras": "compress",
-    "api.measured": "validate",
-    "api.networks": "validate_outputs",
     "apply": "ScaledAdapter fuse_module inject",
     "checkpoint": "Checkpoint",
     "errors": "AdapterError CheckpointError ConfigError DataError HubError ImageError InputError LbmLoraError "
@@ -95,6 +92,7 @@ _HOMES = {
     "verbs.calibrate": "calibrate",
     "verbs.extract": "extract extract_several",
     "verbs.base": "make_base",
+    "verbs.compress": "compress",
     "verbs.convert": "convert",
     "verbs.data_check": "check_data",
     "verbs.data_pack": "pack_data",
@@ -108,6 +106,7 @@ _HOMES = {
     "verbs.resize": "resize resize_several",
     "verbs.refine": "refine",
     "verbs.train": "train",
+    "verbs.validate": "validate validate_outputs",
 }
 """Module -> the public names that are loaded from it on first use (PEP 562); a test compares them with those above."""
 

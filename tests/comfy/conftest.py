@@ -17,7 +17,6 @@ from lbm_lora.adapter import Adapter
 from lbm_lora.bundled import BACKBONE, PAIRS, TUNED
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.model.resolve import config_to_metadata, resolve_config
-from lbm_lora.verbs.extract import extract
 
 from .server import ROOT, ComfyServer, Pixels, Prompt, python_of
 
@@ -39,17 +38,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models, loras, images = (root / name for name in ("models/diffusion_models", "models/loras", "input"))
     for folder in (models, loras, images):
         folder.mkdir(parents=True)
-    lbm_lora.make_base(
-        root / "mini_base.safetensors", config_path=TUNED / "config.yaml", backbone_signature=str(BACKBONE)
-    )
+    options: Any = {"config_path": TUNED / "config.yaml", "backbone_signature": str(BACKBONE)}
+    lbm_lora.make_base(root / "mini_base.safetensors", **options)
     shutil.copy(root / "mini_base.safetensors", models)
     with open_checkpoint(TUNED / "model.safetensors") as tuned:
         metadata = config_to_metadata(resolve_config(tuned))
     save_file(load_file(TUNED / "model.safetensors"), models / "relight.safetensors", metadata)
-    extract(
-        base=models / "mini_base.safetensors",
-        tuned=models / "relight.safetensors",
-        save_to=loras / "relight.safetensors",
+    lbm_lora.extract(
+        models / "mini_base.safetensors", models / "relight.safetensors", save_to=loras / "relight.safetensors"
     )
     adapter = Adapter.load(loras / "relight.safetensors")
     adapter.save(loras / "relight_comfyui.safetensors", "comfyui")
@@ -82,9 +78,7 @@ def infer(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
             files / "input/source.png",
             output,
             [files / f"models/loras/{name}.safetensors" for name in lora],
-            torch_dtype="float",
-            device="cpu",
-            **options,
+            **{"torch_dtype": "float", "device": "cpu", **options},
         )
         return np.array(Image.open(output).convert("RGB")).astype(np.int64)
 

@@ -16,12 +16,10 @@ import pytest
 import torch
 import yaml
 
-from lbm_lora import ExtractConfig, bundled, load_adapter
+import lbm_lora
+from lbm_lora import bundled, load_adapter
 from lbm_lora.adapter import Adapter
 from lbm_lora.cli.main import main
-from lbm_lora.configs.base import BaseConfig
-from lbm_lora.configs.train import TrainRunConfig
-from lbm_lora.workflows import base, extract, train
 from standins import TINY, write_base, write_lbm
 
 pytestmark = pytest.mark.e2e
@@ -114,10 +112,8 @@ def test_the_shipped_file_trains_the_bundled_model(documented_folder: Path) -> N
     folder, lora = documented_folder, documented_folder / "lora/checkpoints/my_lora.safetensors"
     tuned = folder / "examples/inference/ckpts/relighting/model.safetensors"
     if not lora.exists():
-        made = base.run(
-            BaseConfig(config_path=tuned.with_name("config.yaml"), save_path=lora.with_name("exact_base.ckpt"))
-        )
-        extract.run(ExtractConfig(base_model_path=made.base.ckpt, tuned_model_path=tuned, save_to=lora, rank=8))
+        made = lbm_lora.make_base(lora.with_name("exact_base.ckpt"), config_path=tuned.with_name("config.yaml"))
+        lbm_lora.extract(made.base.ckpt, tuned, save_to=lora, rank=8)
     before = load_adapter(lora)
     assert main(["data", "pack", str(bundled.PAIRS), "--to", str(folder / "data/pairs"), "--shard_count", "6"]) == 0
     line = (
@@ -182,7 +178,7 @@ def test_the_base_is_made_of_a_backbone(file: Callable[..., Path], tmp_path: Pat
         lora_target_modules=["attn1"],
         max_steps=1,
     )
-    assert train.run(TrainRunConfig(path_config=path)).step == 1
+    assert lbm_lora.train(path).step == 1
     assert made.exists()
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lbm_lora.adapter.twins import write_twins
 from lbm_lora.adapter import load_adapter
 from lbm_lora.apply import ScaledAdapter, fuse_module
 from lbm_lora.checkpoint import open_checkpoint
@@ -22,7 +23,6 @@ from lbm_lora.training.settings.train_config import TrainConfig, read_train_conf
 from lbm_lora.training.trainee import trained_steps
 from lbm_lora.training.validation import Scores
 from lbm_lora.workflows.train import trained
-from lbm_lora.workflows.twins import write_twins
 from nano import Recorder, same, train
 
 pytestmark = pytest.mark.e2e

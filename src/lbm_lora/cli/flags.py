@@ -156,7 +156,7 @@ def taken_apart(hint: Any) -> tuple[Any, list[Any], bool]:
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         kind, extras, several = taken_apart(parts[0])
-        return kind, [*parts[1:], *extras], several
+        return kind, [*reversed(parts[1:]), *extras], several
     if origin in (UnionType, Union) and parts != (float, str):
         *one, kept = (part for part in parts if part is not NoneType)
         if one and get_origin(kept) is not tuple:

@@ -186,7 +186,7 @@ def _search(
         old, new = slice(0, (number - 1) * width), slice((number - 1) * width, number * width)
         basis[:, new] = _orthonormal_beside(basis[:, old], block) if number > 1 else torch.linalg.qr(block).Q
         projected[new] = products.across(basis[:, new])
-        if number == 1 and squared_norm - energy(projected[new]) < least_error * squared_norm:
+        if number == 1 and max(squared_norm - energy(projected[new]), 0.0) < least_error * squared_norm:
             return None
         if number >= _FIRST_ROUNDS:
             found = _ritz(exact, basis[:, : new.stop], projected[: new.stop], rank, squared_norm, least_error)
@@ -226,7 +226,11 @@ def _leading_rows(projected: Float[Tensor, "m columns"], rank: int) -> Float[Ten
 
 
 def _orthonormal_beside(basis: Float[Tensor, "out m"], block: Float[Tensor, "out n"]) -> Float[Tensor, "out n"]:
-    """Return an orthonormal basis of what `block` adds to `basis`. Projects twice: once leaves rounding errors."""
-    for _ in range(2):
+    """Return an orthonormal basis of what `block` adds to `basis`.
+
+    Projects three times: once leaves rounding errors, and where the block adds less than those, as after a steep fall
+    of the spectrum, the QR makes unit columns of them, some of which twice leaves partly within the basis.
+    """
+    for _ in range(3):
         block = torch.linalg.qr(block - basis @ (basis.mT @ block)).Q
     return block

@@ -5,7 +5,7 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from lbm_lora.errors import ConfigError, Option, listing, need_packages
+from lbm_lora.errors import ConfigError, Option, OutputError, listing, need_packages
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.verbs.options import ADVANCED, POSITIONAL, Count, Folder, Named, Overwrite, Share
 from lbm_lora.verbs.verb import verb
@@ -122,14 +122,18 @@ def pack_data(
     index = make_index(found, keys, progress)
     check_corrupt(str(folder), index.skipped, len(found), max_corrupt)
     members = shards_of(index, to, name=name, max_bytes=shard_mb * 1_000_000, max_count=shard_count)
-    outputs = Outputs(overwrite=overwrite)
+    if to.exists() and not overwrite and (to.is_file() or any(to.iterdir())):
+        raise OutputError(
+            f"{to} already exists. Give a new or an empty folder, or use ", Option("overwrite"), " to add to it."
+        )
+    outputs = Outputs(overwrite=True)
     for number in range(len(index)):
         outputs.reads(*(part.path for part in index.record(number).parts))
     for shard in members:
         outputs.writes(shard, "the shard")
     outputs.check()
     progress.start(len(index), "writing shards")
-    write_shards(index, keys, members, overwrite=overwrite, progress=progress)
+    write_shards(index, keys, members, progress)
     shards = tuple(members)
     others = sorted(set(to.glob(f"{escape(name)}-[0-9]*.tar")) - {*shards})
     if others:  # whoever reads the folder would read them too

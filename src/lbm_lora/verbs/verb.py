@@ -70,7 +70,11 @@ class Parameter:
 def verb(
     what: str, *, group: str = MORE, examples: Sequence[str], text: Callable[[Any, bool], str]
 ) -> Callable[[Callable[P, tuple[V, Any]]], Callable[P, V]]:
-    """Make a function a verb; see `Verb`. A call from Python checks its values, and returns the first of the pair."""
+    """Make a function a verb; see `Verb`.
+
+    A call from Python checks its values, and returns the first of the pair. It raises a missed limit, unless it returns
+    the result, which says so.
+    """
 
     def decorated(function: Callable[P, tuple[V, Any]]) -> Callable[P, V]:
         @wraps(function)
@@ -80,7 +84,10 @@ def verb(
             given = {**own.pop("keys", {}), **own}
             try:
                 checked = {name: _checked(known[name], value) for name, value in given.items() if name in known}
-                return cast(Any, function)(**{**given, **checked})[0]
+                value, result = cast(Any, function)(**{**given, **checked})
+                for failure in () if value is result else getattr(result, "failures", ()):
+                    raise failure
+                return value
             except LbmLoraError as error:
                 names = {one.flag: name for name, one in known.items()}
                 error.args = tuple(
@@ -90,10 +97,15 @@ def verb(
                 raise
 
         made = Verb(function=function, what=what, group=group, examples=tuple(examples), text=text)
-        call.verb = made  # pyright: ignore[reportFunctionMemberAccess]
+        call.verb = made  # pyright: ignore[reportAttributeAccessIssue]
         return call
 
     return decorated
+
+
+def with_result(verb: Callable[P, V]) -> Callable[P, tuple[V, Any]]:
+    """Return a verb as the command line calls it: with values of the right types, for the pair of its results."""
+    return cast(Any, verb).verb.function
 
 
 def one_of(several: Callable[P, list[V]]) -> Callable[P, V]:
@@ -163,7 +175,7 @@ def _documented(doc: str) -> dict[str, str]:
 def _marks(hint: Any) -> list[Any]:
     """Return the marks anywhere in an annotation, the outermost first."""
     inner = [mark for part in get_args(hint)[:1] for mark in _marks(part)]
-    return [*getattr(hint, "__metadata__", ()), *inner]
+    return [*reversed(getattr(hint, "__metadata__", ())), *inner]
 
 
 def _checked(one: Parameter, value: Any) -> Any:

@@ -7,11 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbm_lora.configs.rank_options import RankOptions
 from lbm_lora.errors import ConfigError
 from lbm_lora.factorize import FixedRank
 from lbm_lora.naming import ParamName
-from lbm_lora.ranks import FixedRanks, RankRule, rank_rule
+from lbm_lora.ranks import FixedRanks, RankOptions, RankRule, rank_rule
 from lbm_lora.ranks.rules import EnergyShare, ErrorLimit, ModuleErrorLimit, PsnrFloor, SizeLimits, parse_nbytes
 
 
