@@ -4,11 +4,16 @@ Values are checked as strict JSON: `true` is not a number, `4.0` and `"4"` are n
 list.
 """
 
+import ast
+import inspect
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from textwrap import dedent
 from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -145,3 +150,25 @@ def _said(error: ErrorDetails, where: str, changed: Collection[str]) -> str:
 
 def _sentence(text: str) -> str:
     return text if text.endswith("?") else f"{text}."
+
+
+@cache
+def docstrings(config: type) -> Mapping[str, str]:
+    """Return the docstring below each key of a section, as one paragraph: its text in every front end.
+
+    A package installed without its sources has none.
+    """
+    root = config.__module__.partition(".")[0]
+    ours = [kind for kind in reversed(config.__mro__) if kind.__module__.partition(".")[0] == root]
+    return {name: text for kind in ours for name, text in _own(kind)}
+
+
+def _own(kind: type) -> Iterator[tuple[str, str]]:
+    try:
+        (tree,) = ast.parse(dedent(inspect.getsource(kind))).body
+    except OSError:
+        return
+    for one, after in pairwise(tree.body if isinstance(tree, ast.ClassDef) else []):
+        text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else None
+        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and isinstance(text, str):
+            yield one.target.id, " ".join(text.split())
