@@ -18,12 +18,11 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from lbm_lora.cli.arguments import range_of
-from lbm_lora.cli.commands import SHARDS, all_commands
-from lbm_lora.cli.flags import Flag, flags_of, flags_of_verb
+from lbm_lora.cli.flags import Flag, flags_of
 from lbm_lora.cli.help import sections_of, spelt
 from lbm_lora.cli.main import Output
 from lbm_lora.cli.training_keys import training_sections
-from lbm_lora.verbs import verb_named
+from lbm_lora.verbs import SHARDS, VERBS, verb_named
 from lbm_lora.verbs.verb import GROUPS, Verb
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,8 +44,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages of the commands, and the files outside docs/ that pages link to."""
     files.append(File.generated(config, "commands/index.md", content=commands_index()))
-    for name, verb in _in_order():
-        files.append(File.generated(config, f"commands/{slug(name)}.md", content=command_page(name, verb)))
+    for name, command in _in_order():
+        files.append(File.generated(config, f"commands/{slug(name)}.md", content=command_page(name, command)))
     for path in linked_outside(sorted(DOCS.rglob("*.md"))):
         place = {"content": (ROOT / path).read_bytes()} if path.suffix != ".md" else {"content": _page(path)}
         files.append(File.generated(config, site_uri(path), **place))
@@ -145,17 +144,17 @@ def commands_index() -> str:
     return "\n".join(lines)
 
 
-def command_page(name: str, verb: Verb) -> str:
+def command_page(name: str, command: Verb) -> str:
     """The page of a command."""
-    flags = flags_of_verb(verb.function)
+    flags = flags_of(command.function)
     sections = sections_of(flags, flags_of(Output))
     if name == "train":
         output = sections.pop("output")
         sections = {**sections, **training_sections(), "output": output}
     needed = [flag.usage if flag.is_required else f"[{flag.usage}]" for flag in flags if _is_in_usage(flag)]
     usage = " ".join(["lbm-lora", name.partition(" --")[0], *needed, "[--flag value ...]"])
-    examples = "\n".join(broken(example) for example in verb.examples)
-    lines = [f"# lbm-lora {name}", "", prose(verb.summary), ""]
+    examples = "\n".join(broken(example) for example in command.examples)
+    lines = [f"# lbm-lora {name}", "", prose(command.summary), ""]
     lines += ['```text title="Usage"', broken(usage), "```", "", f'```bash title="Examples"\n{examples}\n```', ""]
     for heading, section in sections.items():
         if section:
@@ -198,9 +197,9 @@ def broken(line: str) -> str:
 def _in_order() -> Iterator[tuple[str, Verb]]:
     """Every page, by group; the second one of `infer` behind the first."""
     for group in GROUPS:
-        for name, verb in all_commands().items():
-            if verb.group == group:
-                yield name, verb
+        for name in VERBS:
+            if name != SHARDS and verb_named(name).group == group:
+                yield name, verb_named(name)
                 if name == "infer":
                     yield SHARDS, verb_named(SHARDS)
 

@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.errors import ConfigError, DataError, OutputError
-from lbm_lora.progress import SILENT
 from lbm_lora.training.checkpoint import load_state
 from lbm_lora.training.loop import TrainingLoop
 from lbm_lora.training.settings.train_config import TrainConfig
 from lbm_lora.training.validation import measure
-from lbm_lora.workflows.train import run, trained
+from lbm_lora.verbs import train as verbs
 from nano import Recorder, same, train
 
 pytestmark = pytest.mark.e2e
@@ -148,6 +146,17 @@ def test_a_save_that_was_cut_off_after_its_state_is_made_up_for(config: Config, 
     assert same(unbroken.step_file(max_steps), folder.step_file(max_steps))
 
 
+def test_a_finished_run_without_its_state_is_not_begun_again(config: Config) -> None:
+    folder = train(config(max_steps=2)).folder
+    before = folder.last.read_bytes()
+    folder.state.unlink()
+    with pytest.raises(OutputError, match=r"last\.safetensors exists, and a training run has saved it\. .* overwrite"):
+        verbs.train(config(max_steps=2, seed=1).model_dump())
+    assert folder.last.read_bytes() == before
+    verbs.train(config(max_steps=2, seed=1).model_dump(), overwrite=True)
+    assert folder.last.read_bytes() != before
+
+
 def test_a_run_that_fails_before_its_first_result_leaves_the_configuration(
     config: Config, pairs: Path, tmp_path: Path
 ) -> None:
@@ -173,10 +182,12 @@ def test_a_copied_folder_does_not_train_over_the_first_one(
     shutil.copytree(folder.path, tmp_path / "copy")
     copied = tmp_path / "copy" / "config.yaml"
     with pytest.raises(ConfigError, match=r"copy/config\.yaml is in the folder of a run, but its save_ckpt_path is "):
-        run(TrainRunConfig(path_config=copied, overrides=(("max_steps", "4"),)))
+        verbs.train(copied, max_steps=4)
     assert folder.last.read_bytes() == before
-    again = (("max_steps", "4"), ("save_ckpt_path", str(tmp_path / "copy")))
-    assert run(TrainRunConfig(path_config=copied, overrides=again)).last == tmp_path / "copy" / "last.safetensors"
+    assert (
+        verbs.train(copied, max_steps=4, save_ckpt_path=tmp_path / "copy").last
+        == tmp_path / "copy" / "last.safetensors"
+    )
     assert folder.last.read_bytes() == before
 
 
@@ -203,4 +214,4 @@ def test_another_run_does_not_go_on(config: Config) -> None:
         with pytest.raises(ConfigError, match=message):
             train(config(max_steps=3, **change))
     with pytest.raises(OutputError, match=r"last\.safetensors exists, and a training run has saved it"):
-        trained(config(max_steps=3, resume="never"), SILENT)
+        verbs.train(config(max_steps=3, resume="never").model_dump())

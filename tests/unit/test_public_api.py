@@ -10,7 +10,7 @@ import pytest
 
 import lbm_lora
 from lbm_lora import errors
-from lbm_lora.cli.commands import COMMANDS
+from lbm_lora.cli.main import COMMANDS
 
 NAMES = {"base": "make_base", "data pack": "pack_data", "data check": "check_data"}
 """Commands whose functions have another name; `demo` has none, it is the others in turn."""

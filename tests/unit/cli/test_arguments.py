@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from lbm_lora.cli.arguments import alternatives, grouped, is_asked_for_help, range_of, values_of
-from lbm_lora.cli.flags import flags_of_verb
+from lbm_lora.cli.flags import flags_of
 from lbm_lora.errors import ConfigError
 from lbm_lora.verbs.options import POSITIONAL, Count, Images, LoraScale, Named, Several, Share
 
@@ -38,7 +38,7 @@ def needy(*, base: Path, other: Several[str]) -> None: ...
 
 def read(line: str, function: Callable[..., None] = make) -> dict[str, Any]:
     words = [word if word != "EMPTY" else "" for word in line.split()]
-    return values_of(flags_of_verb(function), words, command="make")
+    return values_of(flags_of(function), words, command="make")
 
 
 def test_a_tilde_that_no_shell_has_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +123,6 @@ def test_words_belong_to_the_flag_before_them() -> None:
 
 
 def test_ranges_and_alternatives_are_spelt() -> None:
-    flags = {flag.name: flag for flag in flags_of_verb(make)}
+    flags = {flag.name: flag for flag in flags_of(make)}
     assert [range_of(flags[name]) for name in ("rank", "share", "scale")] == [" from 1", " from 0 to 1", ""]
     assert [alternatives(words) for words in ("a", "ab", "abc")] == ["a", "a or b", "a, b or c"]

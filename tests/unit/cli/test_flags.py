@@ -3,34 +3,25 @@
 import re
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pytest
-from annotated_types import Interval
 
-from lbm_lora.cli.commands import COMMANDS, command_for
-from lbm_lora.cli.flags import Flag, flags_of, flags_of_verb
+from lbm_lora.cli.flags import Bounds, Flag, flags_of
 from lbm_lora.cli.help import spelt
 from lbm_lora.cli.main import Output, main
 from lbm_lora.cli.training_keys import training_sections
-from lbm_lora.verbs.options import ADVANCED, HIDDEN, POSITIONAL, Count, Doc, FlagName, Named, Several
-from lbm_lora.verbs.verb import Verb
+from lbm_lora.verbs import VERBS, verb_named
+from lbm_lora.verbs.options import ADVANCED, HIDDEN, POSITIONAL, Count, FlagName, Mark, Named, Several, Share
 
-LINES = (*COMMANDS, "infer --source_shards")
+LINES = tuple(VERBS)
 SNAPSHOT = Path(__file__).with_name("flags.txt")
 
 
 def listed(line: str) -> tuple[Flag, ...]:
-    """All flags of a command.
-
-    Args:
-        line: its words, and the flag that makes it another one.
-    """
-    words, *flags = line.split(" --")
-    command = command_for(words, [f"--{flag}" for flag in flags])
-    own = flags_of_verb(command.function) if isinstance(command, Verb) else flags_of(command.config_class())
+    """Return all flags of a command."""
     keys = [key for section in training_sections().values() for key in section] if line == "train" else []
-    return (*own, *flags_of(Output), *keys)
+    return (*flags_of(verb_named(line).function), *flags_of(Output), *keys)
 
 
 def default_of(flag: Flag) -> str:
@@ -56,36 +47,38 @@ def test_the_help_has_these_flags_and_says_in_sentences_what_each_does(
         assert flag.about.isascii(), flag
 
 
-def made(
+def make(
     folder: Annotated[Path, POSITIONAL, Named("IN")],
+    number: Annotated[Count, FlagName("count")] = 3,
     *,
-    count: Annotated[Count, Doc("How many. Not with `check=False`.")] = 3,
-    shares: Several[Annotated[float, Interval(ge=0, le=1)]] = (),
-    scale: Annotated[float | str, FlagName("lora_scale")] = 1.0,
     where: Annotated[Path | None, Named("FOLDER"), ADVANCED] = None,
+    shares: Several[Share] = (),
     kind: Literal["one", "other"] = "one",
     check: bool = True,
-    secret: Annotated[Any, HIDDEN] = 0,
+    secret: Annotated[int, HIDDEN] = 0,
+    progress: object = None,
 ) -> None:
-    """Make something.
+    """Make it.
 
     Args:
-        where: Where, for each
-            of `count`.
+        number: How many, at most,
+            with `check=False`.
     """
 
 
 def test_a_flag_is_made_of_a_parameter_its_type_its_marks_and_its_text() -> None:
-    folder, count, shares, scale, where, kind, check = flags_of_verb(made)
-    assert (folder.shown, folder.is_positional, folder.is_required, folder.default) == ("IN", True, True, MISSING)
+    folder, count, where, shares, kind, check = flags_of(make)
     assert (count.name, count.kind, count.usage, count.default) == ("count", int, "--count N", 3)
-    assert (count.about, where.about) == ("How many. Not with --no_check.", "Where, for each of --count.")
-    assert count.bounds is not None
-    assert count.bounds.least == 1
-    assert (where.kind, where.usage, where.is_advanced) == (Path, "--where FOLDER", True)
-    assert (shares.kind, shares.takes_several, shares.usage) == (float, True, "--shares NUMBER ...")
-    assert shares.bounds is not None
-    assert (shares.bounds.least, shares.bounds.most) == (0, 1)
-    assert (scale.name, scale.parameter, scale.kind, scale.takes_text) == ("lora_scale", "scale", float, True)
+    assert (count.about, count.bounds, count.parameter) == ("How many, at most, with --no_check.", Bounds(1), "number")
+    assert (where.kind, where.usage, where.marks) == (Path, "--where FOLDER", {Mark.ADVANCED})
+    assert (folder.shown, folder.is_positional, folder.is_required, folder.default) == ("IN", True, True, MISSING)
+    assert (shares.kind, shares.takes_several, shares.usage) == (float, True, "--shares SHARE ...")
+    assert shares.bounds == Bounds(0, 1)
     assert (kind.choices, kind.usage) == (("one", "other"), "--kind one|other")
     assert (check.is_switch, check.usage) == (True, "--check")
+    assert not any(flag.takes_text for flag in flags_of(make))
+
+
+def test_a_number_or_a_text_is_a_number_that_takes_text() -> None:
+    flag = next(flag for flag in flags_of(verb_named("fuse").function) if flag.name == "lora_scale")
+    assert (flag.kind, flag.takes_text, flag.usage) == (float, True, "--lora_scale SCALE ...")

@@ -5,13 +5,13 @@ import shlex
 
 import pytest
 
-from lbm_lora.cli.commands import all_commands, command_for
 from lbm_lora.cli.help import NARROWEST, family_help, overview, spelt
-from lbm_lora.cli.main import help_of, main, parse
+from lbm_lora.cli.main import COMMANDS, help_of, main, parse
+from lbm_lora.verbs import VERBS, verb_named
 from lbm_lora.verbs.verb import GROUPS
 
-COMMANDS = all_commands()
-ALL = {**COMMANDS, "infer --source_shards": command_for("infer", ["--source_shards"])}
+ALL = {name: verb_named(name) for name in VERBS}
+TYPED = {name: ALL[name] for name in COMMANDS}
 
 
 def text_of(line: str, width: int = 80) -> str:
@@ -20,15 +20,15 @@ def text_of(line: str, width: int = 80) -> str:
 
 
 def test_the_overview_groups_the_commands() -> None:
-    text = overview(COMMANDS).plain
+    text = overview(TYPED).plain
     places = [text.index(f"\n{group}:\n") for group in GROUPS]
     assert places == sorted(places)
-    assert all(re.search(rf"^  {name} +{re.escape(command.what)}$", text, re.M) for name, command in COMMANDS.items())
+    assert all(re.search(rf"^  {name} +{re.escape(command.what)}$", text, re.M) for name, command in TYPED.items())
     assert "\n  demo " in text[places[0] : places[1]]
 
 
 def test_a_family_lists_its_commands() -> None:
-    family = {name: command for name, command in COMMANDS.items() if name.startswith("data ")}
+    family = {name: command for name, command in TYPED.items() if name.startswith("data ")}
     assert family_help("data", family).plain == (
         "usage: lbm-lora data pack|check ...\n\n"
         "  data pack   make WebDataset shards of a folder of pairs\n"

@@ -10,8 +10,7 @@ import pytest
 
 from lbm_lora import __version__
 from lbm_lora.cli.__main__ import main as start
-from lbm_lora.cli.commands import COMMANDS, command_for
-from lbm_lora.cli.main import main, parse
+from lbm_lora.cli.main import COMMANDS, command_for, main, parse
 from lbm_lora.errors import ConfigError
 from standins import TINY, write_base, write_tuned
 
@@ -107,7 +106,6 @@ def test_help_and_usage_errors_load_nothing_heavy() -> None:
     script = """
 import sys
 from lbm_lora.cli.__main__ import main as start
-from lbm_lora.cli.commands import COMMANDS, command_for
 from lbm_lora.cli.main import main
 
 codes = [main([*command.split(), "--help"]) for command in [*COMMANDS, "infer --source_shards"]]
