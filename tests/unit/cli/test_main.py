@@ -14,6 +14,7 @@ from lbm_lora.cli.main import COMMANDS, command_for, main, parse
 from lbm_lora.errors import ConfigError
 from standins import TINY, write_base, write_tuned
 
+
 def test_a_flag_has_two_spellings_and_values_have_the_parameters_names() -> None:
     line = "--base{}model{}path b --lora_path l l2 --lora{}scale 1.0 -0.5 --save_to o.safetensors --verbose"
     for sign in "_-":
