@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from lbm_lora.adapter import Adapter as Adapter
     from lbm_lora.adapter import LoraModule as LoraModule
     from lbm_lora.adapter import save_adapter as save_adapter
-    from lbm_lora.api.training import train as train
     from lbm_lora.apply import ScaledAdapter as ScaledAdapter
     from lbm_lora.apply import fuse_module as fuse_module
     from lbm_lora.apply import inject as inject
@@ -73,6 +72,7 @@ if TYPE_CHECKING:
     from lbm_lora.verbs.refine import refine as refine
     from lbm_lora.verbs.resize import resize as resize
     from lbm_lora.verbs.resize import resize_several as resize_several
+    from lbm_lora.verbs.train import train as train
     from lbm_lora.verbs.validate import validate as validate
     from lbm_lora.verbs.validate import validate_outputs as validate_outputs
 
@@ -80,7 +80,6 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "adapter": "Adapter LoraModule save_adapter",
-    "api.training": "train",
     "apply": "ScaledAdapter fuse_module inject",
     "checkpoint": "Checkpoint",
     "errors": "AdapterError CheckpointError ConfigError DataError HubError ImageError InputError LbmLoraError "
@@ -106,6 +105,7 @@ _HOMES = {
     "verbs.push": "push",
     "verbs.resize": "resize resize_several",
     "verbs.refine": "refine",
+    "verbs.train": "train",
     "verbs.validate": "validate validate_outputs",
 }
 """Module -> the public names that are loaded from it on first use (PEP 562); a test compares them with those above."""

@@ -253,7 +253,9 @@ def plan_files(outputs: Outputs, path: Path, format: FormatName, what: str = "")
     weights, *configs = files_of(path, format)
     outputs.writes(weights, what)
     for config in configs:
-        if not (is_ours(weights) or is_trained(weights)):  # PEFT refuses unknown keys, so the mark is in the weights alone
+        if not (
+            is_ours(weights) or is_trained(weights)
+        ):  # PEFT refuses unknown keys, so the mark is in the weights alone
             outputs.writes(config, what)
 
 

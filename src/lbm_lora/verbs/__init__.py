@@ -4,6 +4,9 @@ from importlib import import_module
 
 from lbm_lora.verbs.verb import Verb
 
+SHARDS = "infer --source_shards"
+"""A verb of its own: images and shards have different flags."""
+
 VERBS = {
     "demo": "demo:demo",
     "compress": "compress:compress",
@@ -13,6 +16,7 @@ VERBS = {
     "fuse": "fuse:fuse",
     "resize": "resize:resize_several",
     "convert": "convert:convert",
+    "train": "train:train",
     "base": "base:make_base",
     "calibrate": "calibrate:calibrate",
     "refine": "refine:refine",
@@ -23,7 +27,7 @@ VERBS = {
     "push": "push:push",
     "data pack": "data_pack:pack_data",
     "data check": "data_check:check_data",
-    "infer --source_shards": "infer_shards:infer_shards",
+    SHARDS: "infer_shards:infer_shards",
 }
 """What a user types -> module and function."""
 

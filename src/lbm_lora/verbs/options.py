@@ -67,8 +67,8 @@ class Doc:
 
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import TypeVar
+    from collections.abc import Mapping, Sequence
+    from typing import Any, TypeVar
 
     import torch
     from torch import nn
@@ -88,6 +88,7 @@ if TYPE_CHECKING:
     Lora = Path | str | Adapter
     Calibration = Path | str | Statistics | None
     Images = Path | str | ImageLike | Sequence[Path | str | ImageLike]
+    TrainingFile = Path | str | Mapping[str, Any] | None
     Mask = Images | None
     ImageOutput = Path | str
     NetworkRun = Run | None
@@ -115,6 +116,7 @@ else:
     Lora = Annotated[Path, Named("LORA"), FlagName("lora_path"), VALUE]
     Calibration = Annotated[Path | None, Named("FILE"), FlagName("calibration"), VALUE]
     Images = Annotated[str | tuple[str, ...], Named("IMAGES"), VALUE]
+    TrainingFile = Annotated[Path | None, Named("FILE"), FlagName("path_config"), REQUIRED, VALUE]
     Mask = Annotated[str | None, Named("MASK"), VALUE]
     ImageOutput = Annotated[str, Named("PATH"), FlagName("output_path"), VALUE]
     NetworkRun = Annotated[object, HIDDEN, VALUE]

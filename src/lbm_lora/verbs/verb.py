@@ -8,6 +8,7 @@ The function returns what a Python caller gets, and the result that the command 
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, wraps
@@ -78,8 +79,9 @@ def verb(
     def decorated(function: Callable[P, tuple[V, Any]]) -> Callable[P, V]:
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> V:
-            given = inspect.signature(function).bind(*args, **kwargs).arguments
             known = parameters(function)
+            own = inspect.signature(function).bind(*args, **kwargs).arguments
+            given = {**own.pop("keys", {}), **own}
             try:
                 checked = {name: _checked(known[name], value) for name, value in given.items() if name in known}
                 value, result = cast(Any, function)(**{**given, **checked})
@@ -133,14 +135,14 @@ def as_flag(option: Option) -> str:
 
 @cache
 def parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
-    """Return the parameters of a verb by name, without the listener of its progress."""
-    annotations = {name: hint for name, hint in function.__annotations__.items() if name not in ("return", "progress")}
-    holder = SimpleNamespace(__annotations__=annotations)
-    hints = get_type_hints(holder, globalns=function.__globals__, include_extras=True)
+    """Return the parameters of a verb by name, without the listener of its progress and the keys of a training file."""
+    names = inspect.signature(function).parameters.keys() - {"progress", "keys"}
+    holder = SimpleNamespace(__annotations__={name: function.__annotations__[name] for name in names})
+    hints = get_type_hints(holder, globalns=vars(sys.modules[function.__module__]), include_extras=True)
     own = _documented(inspect.getdoc(function) or "")
     found: dict[str, Parameter] = {}
     for name, one in inspect.signature(function).parameters.items():
-        if name != "progress":
+        if name in names:
             marks = tuple(_marks(hints[name]))
             doc = own.get(name) or next((mark.text for mark in marks if isinstance(mark, Doc)), "")
             found[name] = Parameter(name, hints[name], one.default, marks, doc)

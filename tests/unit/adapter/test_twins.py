@@ -58,7 +58,9 @@ def test_what_a_twin_leaves_out_is_one_warning_that_counts(lora: Path) -> None:
 
 def test_a_twin_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     name = ModuleName("not.of.a.unet")
-    path = Adapter({name: LoraModule(name, torch.ones(2, 4), torch.ones(8, 2), 3.0)}, {}).save(tmp_path / "x.safetensors")
+    path = Adapter({name: LoraModule(name, torch.ones(2, 4), torch.ones(8, 2), 3.0)}, {}).save(
+        tmp_path / "x.safetensors"
+    )
     with pytest.warns(LbmLoraWarning, match=r"x\.kohya\.safetensors was not written: .*not\.of\.a\.unet"):
         assert write_twins(path, ["kohya"]) == ()
 

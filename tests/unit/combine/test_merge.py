@@ -21,8 +21,8 @@ from lbm_lora.combine import (
     merge_rule,
     merged_base,
 )
-from lbm_lora.combine.products import SUM, Combine
 from lbm_lora.combine.merge import MergeOptions
+from lbm_lora.combine.products import SUM, Combine
 from lbm_lora.errors import ConfigError, WrongBaseError
 from lbm_lora.factorize import FixedRank
 from lbm_lora.naming import ModuleName, ParamName

@@ -137,9 +137,7 @@ def test_ranks_sizes_and_precisions(loras: list[Path], tmp_path: Path) -> None:
         ({"base": "b"}, ConfigError, "^base is for fitting the scales: add images"),
     ],
 )
-def test_what_cannot_be_merged(
-    loras: list[Path], changes: dict[str, Any], error: type[Exception], text: str
-) -> None:
+def test_what_cannot_be_merged(loras: list[Path], changes: dict[str, Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         merge(**{"loras": loras[::2], **changes})
 

@@ -89,9 +89,7 @@ def test_patterns_leave_out_what_is_listed(lora: Path, changes: Any, gone: Calla
     assert set(result.params) == {name for name in params if not gone(name)}
 
 
-def test_statistics_weigh_errors_and_a_base_measures_them(
-    lbm: Lbm, lora: Path, statistics: Path, images: Path
-) -> None:
+def test_statistics_weigh_errors_and_a_base_measures_them(lbm: Lbm, lora: Path, statistics: Path, images: Path) -> None:
     """At equal bytes the calibrated file is closer in the output; PSNR is that of the two LoRAs' images."""
     options: Any = {
         "max_size": f"{round(lora.stat().st_size * 0.35 / 1000)}KB", "base": lbm.base, "images": images,

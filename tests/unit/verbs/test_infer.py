@@ -1,10 +1,11 @@
-"""The workflow `infer` on a small random LBM: files in, files out."""
+"""`infer` on a small random LBM: files in, files out."""
 
-import dataclasses
 import errno
 import math
 import shutil
 import warnings
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
+from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, load_adapter, save_adapter
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
-from lbm_lora.cli.main import parse
-from lbm_lora.configs.infer import InferConfig
 from lbm_lora.errors import ConfigError, ImageError, InputError, OutputError, WrongBaseError
 from lbm_lora.imaging.image_file import RESULT, write_image
-from lbm_lora.model import bridge_pipeline
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning
-from lbm_lora.workflows import infer as module
-from lbm_lora.workflows.infer import run
+from lbm_lora.verbs.infer import InferResult, infer
 from standins import TINY, base_tensors, delta, write_backbone, write_base, write_tuned
 
 
-@dataclasses.dataclass
+@dataclass
 class Files:
     """A base, its tuned descendant, and the exact LoRA between them."""
 
@@ -78,17 +75,10 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def infer(files: Files, source: Path | str, output: Path, **changes: Any) -> InferConfig:
-    """The configuration of a small fp32 run on the CPU."""
-    values: dict[str, Any] = {
-        "base_model_path": files.base,
-        "source_image": str(source),
-        "output_path": str(output),
-        "device": "cpu",
-        "torch_dtype": "float",
-        "size": 64,
-    }
-    return InferConfig(**values | changes)
+def run(files: Files, source: Any, output: Path, **changes: Any) -> InferResult:
+    """A small fp32 run on the CPU."""
+    options: dict[str, Any] = {"base": files.base, "device": "cpu", "torch_dtype": "float", "size": 64, **changes}
+    return infer(images=source, output_path=output, **options)
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -99,14 +89,14 @@ def test_base_plus_lora_is_the_tuned_model(files: Files, photos: Path, tmp_path:
     images = {}
     for name, changes in {
         "base": {},
-        "fused": {"lora_path": (files.lora,)},
-        "live": {"lora_path": (files.lora,), "mode": "live"},
-        "zero": {"lora_path": (files.lora,), "lora_scale": (0.0,)},
-        "halves": {"lora_path": (files.lora, files.lora), "lora_scale": (0.25, 0.75)},
-        "by layer": {"lora_path": (files.lora, files.lora), "lora_scale": ("1,mid=0.25,up=0", "0,mid=0.75,up=1")},
-        "tuned": {"base_model_path": files.tuned},
+        "fused": {"lora": (files.lora,)},
+        "live": {"lora": (files.lora,), "mode": "live"},
+        "zero": {"lora": (files.lora,), "lora_scale": (0.0,)},
+        "halves": {"lora": (files.lora, files.lora), "lora_scale": (0.25, 0.75)},
+        "by layer": {"lora": (files.lora, files.lora), "lora_scale": ("1,mid=0.25,up=0", "0,mid=0.75,up=1")},
+        "tuned": {"base": files.tuned},
     }.items():
-        result = run(infer(files, photos / "a.png", tmp_path / f"{name}.png", num_inference_steps=2, **changes))
+        result = run(files, photos / "a.png", tmp_path / f"{name}.png", num_inference_steps=2, **changes)
         assert result.outputs[0].output == tmp_path / f"{name}.png"
         images[name] = pixels(tmp_path / f"{name}.png")
     for name in ("fused", "live", "halves", "by layer"):
@@ -115,51 +105,25 @@ def test_base_plus_lora_is_the_tuned_model(files: Files, photos: Path, tmp_path:
     assert np.abs(images["base"] - images["tuned"]).mean() > 3
 
 
-def test_the_result_says_what_was_done(files: Files, photos: Path, tmp_path: Path) -> None:
-    result = run(infer(files, photos, tmp_path / "out", lora_path=(files.lora,), lora_scale=(0.5,)))
-    assert [(o.source.name, o.output, o.width, o.height) for o in result.outputs] == [
-        ("a.png", tmp_path / "out" / "a.png", 50, 40),
-        ("b.jpg", tmp_path / "out" / "b.jpg", 36, 64),
-    ]
-    assert [(o.model_width, o.model_height) for o in result.outputs] == [(72, 56), (48, 80)]
-    assert all(o.seconds > 0 and o.comparison is None for o in result.outputs)
-    (applied,) = result.adapters
-    assert (applied.path, applied.lora_scale, applied.unmatched) == (files.lora, 0.5, ())
-    assert applied.modules > 100
-    assert applied.dense > 100
-    assert (result.device, result.dtype) == ("cpu", "fp32")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "b.jpg"]
-    assert pixels(tmp_path / "out" / "b.jpg").shape == (64, 36, 3)
-
-
 def test_a_picture_alone_is_the_image_in_company(files: Files, photos: Path, tmp_path: Path) -> None:
-    run(infer(files, f"{photos}/*", tmp_path / "all", num_inference_steps=2))
-    run(infer(files, photos / "a.png", tmp_path / "one.png", num_inference_steps=2))
+    run(files, f"{photos}/*", tmp_path / "all", num_inference_steps=2)
+    run(files, photos / "a.png", tmp_path / "one.png", num_inference_steps=2)
     assert np.array_equal(pixels(tmp_path / "all" / "a.png"), pixels(tmp_path / "one.png"))
-
-
-def test_inputs_are_left_alone_and_nothing_else_is_written(files: Files, photos: Path, tmp_path: Path) -> None:
-    before = {path.name: path.read_bytes() for path in photos.iterdir()}
-    with pytest.raises(OutputError, match=r"a\.png is an input of this command, and would be overwritten"):
-        run(infer(files, photos, photos))
-    run(infer(files, photos / "a.png", tmp_path / "out.png"))
-    assert {path.name: path.read_bytes() for path in photos.iterdir()} == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.png", "photos"]
 
 
 def test_comparisons_and_masks_are_guarded_before_the_work(files: Files, photos: Path) -> None:
     Image.new("RGB", (50, 40)).save(photos / "x_compare.png")
     with pytest.raises(OutputError, match=r"x_compare\.png is an input"):
-        run(infer(files, photos / "x_compare.png", photos / "x.png", compare=True))
+        run(files, photos / "x_compare.png", photos / "x.png", compare=True)
     assert not (photos / "x.png").exists()
     Image.new("L", (50, 40), 255).save(photos / "mask.png")
     with pytest.raises(OutputError, match=r"mask\.png is an input"):
-        run(infer(files, photos / "a.png", photos / "mask.png", mask=str(photos / "mask.png")))
+        run(files, photos / "a.png", photos / "mask.png", mask=str(photos / "mask.png"))
 
 
 def test_side_by_side(files: Files, photos: Path, tmp_path: Path) -> None:
-    config = infer(files, photos / "a.png", tmp_path / "o.png", lora_path=(files.lora,), compare=True)
-    result = run(dataclasses.replace(config, tuned_model_path=files.tuned))
+    again = partial(run, files, photos / "a.png", tmp_path / "o.png", lora=(files.lora,), compare=True)
+    result = again(tuned=files.tuned)
     assert result.outputs[0].comparison == tmp_path / "o_compare.png"
     grid = Image.open(tmp_path / "o_compare.png")
     factor = 6  # of 50x40 pixels, to at least 256
@@ -170,7 +134,7 @@ def test_side_by_side(files: Files, photos: Path, tmp_path: Path) -> None:
     assert np.array_equal(tiles[0], np.asarray(Image.open(photos / "a.png")))
     assert np.array_equal(tiles[2], np.asarray(Image.open(tmp_path / "o.png")))
     assert np.abs(tiles[2].astype(int) - tiles[3]).max() <= 1
-    run(infer(files, photos / "a.png", tmp_path / "base.png"))
+    run(files, photos / "a.png", tmp_path / "base.png")
     assert np.array_equal(tiles[1], np.asarray(Image.open(tmp_path / "base.png")))
 
 
@@ -178,33 +142,33 @@ def test_a_mask_pastes_back(files: Files, photos: Path, tmp_path: Path) -> None:
     mask = Image.new("L", (50, 40), 0)
     mask.paste(255, (25, 0, 50, 40))
     mask.save(tmp_path / "mask.png")
-    run(infer(files, photos / "a.png", tmp_path / "o.png", mask=str(tmp_path / "mask.png")))
+    run(files, photos / "a.png", tmp_path / "o.png", mask=str(tmp_path / "mask.png"))
     result, source = pixels(tmp_path / "o.png"), pixels(photos / "a.png")
     assert np.array_equal(result[:, :25], source[:, :25])
     assert not np.array_equal(result[:, 25:], source[:, 25:])
 
 
 def test_another_base_is_refused(files: Files, photos: Path, tmp_path: Path) -> None:
-    config = infer(files, photos / "a.png", tmp_path / "o.png", lora_path=(files.lora,))
+    again = partial(run, files, photos / "a.png", tmp_path / "o.png", lora=(files.lora,))
     with pytest.raises(WrongBaseError, match="was made from another base"):
-        run(dataclasses.replace(config, base_model_path=files.tuned))
+        again(base=files.tuned)
     assert not (tmp_path / "o.png").exists()
     with pytest.warns(LbmLoraWarning, match="was made from another base"):
-        run(dataclasses.replace(config, base_model_path=files.tuned, allow_other_base=True))
+        again(base=files.tuned, allow_other_base=True)
     assert (tmp_path / "o.png").exists()
 
 
 @pytest.mark.parametrize("torch_dtype", ["bf16", "fp16"])
 def test_half_precision(files: Files, photos: Path, tmp_path: Path, torch_dtype: str) -> None:
-    run(infer(files, photos / "a.png", tmp_path / "full.png"))
-    result = run(infer(files, photos / "a.png", tmp_path / "half.png", torch_dtype=torch_dtype))
+    run(files, photos / "a.png", tmp_path / "full.png")
+    result = run(files, photos / "a.png", tmp_path / "half.png", torch_dtype=torch_dtype)
     assert result.dtype == torch_dtype
     assert np.abs(pixels(tmp_path / "full.png") - pixels(tmp_path / "half.png")).mean() < 5
 
 
 def test_options_reach_the_networks(files: Files, photos: Path, tmp_path: Path) -> None:
     def image(name: str, **changes: Any) -> np.ndarray:
-        run(infer(files, photos / "a.png", tmp_path / f"{name}.png", **changes))
+        run(files, photos / "a.png", tmp_path / f"{name}.png", **changes)
         return pixels(tmp_path / f"{name}.png")
 
     plain = image("plain")
@@ -215,68 +179,26 @@ def test_options_reach_the_networks(files: Files, photos: Path, tmp_path: Path) 
     assert not np.array_equal(sampled, image("other", sample_posterior=True, seed=7))
 
 
-@pytest.mark.parametrize(("word", "tiled"), [("auto", None), ("on", True), ("off", False)])
-def test_tiling_reaches_the_decoder(
-    files: Files, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, tiled: bool | None
-) -> None:
-    asked: list[bool | None] = []
-    decode = bridge_pipeline.decode_latents
-
-    def recording(vae: Any, latents: torch.Tensor, *, tiled: bool | None) -> torch.Tensor:
-        asked.append(tiled)
-        return decode(vae, latents, tiled=tiled)
-
-    monkeypatch.setattr(bridge_pipeline, "decode_latents", recording)
-    run(infer(files, photos / "a.png", tmp_path / "o.png", vae_tiling=word))
-    assert asked == [tiled]
-
-
 def test_options_that_cannot_be(files: Files, photos: Path, tmp_path: Path) -> None:
-    config = infer(files, photos / "a.png", tmp_path / "o.png")
-    with pytest.raises(ConfigError, match=r"^tuned_model_path is only used with compare\."):
-        run(dataclasses.replace(config, tuned_model_path=files.tuned))
-    with pytest.raises(ConfigError, match=r"^base_model_path is missing\. Give a base or any LBM checkpoint"):
-        run(dataclasses.replace(config, base_model_path=None))
-    with pytest.raises(ConfigError, match=r"^num_inference_steps must be 1 or more, got 0"):
-        run(dataclasses.replace(config, num_inference_steps=0))
+    again = partial(run, files, photos / "a.png", tmp_path / "o.png")
+    with pytest.raises(ConfigError, match=r"^tuned is only used with compare\."):
+        again(tuned=files.tuned)
+    with pytest.raises(ConfigError, match=r"^num_inference_steps must be greater than or equal to 1, got 0"):
+        again(num_inference_steps=0)
     assert not (tmp_path / "o.png").exists()
 
 
 def test_a_missing_base_is_made_from_the_backbone(files: Files, photos: Path, tmp_path: Path) -> None:
     backbone = write_backbone(tmp_path / "backbone", TINY)
-    config = infer(files, photos / "a.png", tmp_path / "o.png", backbone_signature=str(backbone))
-    run(dataclasses.replace(config, base_model_path=tmp_path / "made.safetensors", lora_path=()))
+    again = partial(run, files, photos / "a.png", tmp_path / "o.png", backbone_signature=str(backbone))
+    again(base=tmp_path / "made.safetensors", lora=())
     assert (tmp_path / "made.safetensors").exists()
     assert (tmp_path / "made.ckpt").exists()
     assert (tmp_path / "o.png").exists()
 
 
-def test_progress_is_told(files: Files, photos: Path, tmp_path: Path) -> None:
-    calls: list[tuple[Any, ...]] = []
-
-    class Recorder:
-        def start(self, total: int, what: str) -> None:
-            calls.append((total, what))
-
-        def advance(self, n: int = 1) -> None:
-            calls.append((n,))
-
-        def note(self, message: str) -> None:
-            calls.append((message.split(":")[0],))
-
-    run(infer(files, photos, tmp_path / "out", lora_path=(files.lora,)), Recorder())
-    assert calls == [
-        ("Native LoRA applied (all layers)",),
-        ("Dense deltas (biases, norms) applied",),
-        (0, "loading the base model"),
-        (2, "translating"),
-        (1,),
-        (1,),
-    ]
-
-
 def test_the_source_beside_the_output(files: Files, photos: Path, tmp_path: Path) -> None:
-    result = run(infer(files, photos, tmp_path / "out", save_input=True))
+    result = run(files, photos, tmp_path / "out", save_input=True)
     assert [made.source_copy for made in result.outputs] == [
         tmp_path / "out" / "a_input.png",
         tmp_path / "out" / "b_input.jpg",
@@ -285,7 +207,7 @@ def test_the_source_beside_the_output(files: Files, photos: Path, tmp_path: Path
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "a.png", "a_input.png", "b.jpg", "b_input.jpg",
     ]  # fmt: skip
-    again = run(infer(files, photos / "b.jpg", tmp_path / "out" / "a.png", save_input=True))
+    again = run(files, photos / "b.jpg", tmp_path / "out" / "a.png", save_input=True)
     assert again.outputs[0].source_copy == tmp_path / "out" / "a_input.png"
     assert pixels(tmp_path / "out" / "a_input.png").shape == (64, 36, 3), "a copy of ours follows its output"
 
@@ -293,28 +215,11 @@ def test_the_source_beside_the_output(files: Files, photos: Path, tmp_path: Path
 def test_a_copy_stays_with_a_result_that_is_kept(files: Files, photos: Path, tmp_path: Path) -> None:
     """The camera counts from 1 again, and the first source is gone."""
     out = tmp_path / "out.png"
-    run(infer(files, photos / "a.png", out, save_input=True))
+    run(files, photos / "a.png", out, save_input=True)
     held = {path: path.read_bytes() for path in tmp_path.glob("out*")}
-    run(infer(files, photos / "b.jpg", out, save_input=True, compare=True, skip_existing=True))
+    run(files, photos / "b.jpg", out, save_input=True, compare=True, skip_existing=True)
     assert {path: path.read_bytes() for path in held} == held
     assert (tmp_path / "out_compare.png").exists()
-
-
-def test_the_copy_is_the_source_that_was_translated(
-    files: Files, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also if the source is removed meanwhile."""
-    source = tmp_path / "a.png"
-    shutil.copy(photos / "a.png", source)
-    write = module.write_image
-
-    def write_and_remove(*args: Any, **kwargs: Any) -> None:
-        write(*args, **kwargs)
-        source.unlink()
-
-    monkeypatch.setattr(module, "write_image", write_and_remove)
-    run(infer(files, source, tmp_path / "out.png", save_input=True))
-    assert np.array_equal(pixels(tmp_path / "out_input.png"), pixels(photos / "a.png"))
 
 
 def test_a_file_in_place_of_the_copy_is_kept(files: Files, photos: Path, tmp_path: Path) -> None:
@@ -324,7 +229,7 @@ def test_a_file_in_place_of_the_copy_is_kept(files: Files, photos: Path, tmp_pat
     with pytest.warns(
         LbmLoraWarning, match=r"out_input\.jpg exists and is not a copy of an input: it is kept, and none"
     ):
-        result = run(infer(files, photos / "a.png", tmp_path / "out.jpg", save_input=True))
+        result = run(files, photos / "a.png", tmp_path / "out.jpg", save_input=True)
     assert theirs.read_bytes() == before
     assert result.outputs[0].source_copy is None
 
@@ -332,14 +237,14 @@ def test_a_file_in_place_of_the_copy_is_kept(files: Files, photos: Path, tmp_pat
 def test_a_tuned_model_that_cannot_be_run_is_found_before_a_result_is_written(
     files: Files, photos: Path, tmp_path: Path
 ) -> None:
-    config = infer(files, photos, tmp_path / "out", compare=True)
-    run(config)
+    again = partial(run, files, photos, tmp_path / "out", compare=True)
+    again()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(files.tuned.read_bytes()[:-8])
     for wrong in (tmp_path / "none.safetensors", cut, files.lora):
         with pytest.raises(InputError):
-            run(dataclasses.replace(config, tuned_model_path=wrong, seed=5))
+            again(tuned=wrong, seed=5)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
 
 
@@ -347,8 +252,8 @@ def test_a_result_appears_with_its_side_by_side_image_or_not_at_all(
     files: Files, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tuned model that makes no image, and a disk that is full by then, leave earlier results."""
-    config = infer(files, photos / "a.png", tmp_path / "out.png", compare=True, save_input=True)
-    run(config)
+    again = partial(run, files, photos / "a.png", tmp_path / "out.png", compare=True, save_input=True)
+    again()
     before = {path: path.read_bytes() for path in tmp_path.glob("out*")}
     assert len(before) == 3
     tensors = load_file(files.tuned)
@@ -358,7 +263,7 @@ def test_a_result_appears_with_its_side_by_side_image_or_not_at_all(
     save_file(tensors, tmp_path / "nan" / "nan.safetensors")
     shutil.copy(files.tuned.with_name("config.yaml"), tmp_path / "nan")
     with pytest.raises(ImageError, match="not finite"):
-        run(dataclasses.replace(config, tuned_model_path=tmp_path / "nan" / "nan.safetensors", seed=5))
+        again(tuned=tmp_path / "nan" / "nan.safetensors", seed=5)
     assert {path: path.read_bytes() for path in tmp_path.glob("out*")} == before
     save = Image.Image.save
 
@@ -369,7 +274,7 @@ def test_a_result_appears_with_its_side_by_side_image_or_not_at_all(
 
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(OutputError, match="No space left on device"):
-        run(dataclasses.replace(config, seed=5))
+        again(seed=5)
     assert {path: path.read_bytes() for path in tmp_path.glob("out*")} == before
 
 
@@ -378,15 +283,15 @@ def test_a_copy_of_any_format_is_known_again(files: Files, photos: Path, tmp_pat
     for source in ("a.png", "b.jpg"):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*256 colours")
-            (made,) = run(infer(files, photos / source, tmp_path / f"out.{extension}", save_input=True)).outputs
+            (made,) = run(files, photos / source, tmp_path / f"out.{extension}", save_input=True).outputs
         assert made.source_copy == tmp_path / f"out_input.{extension}"
 
 
 def test_a_copy_that_is_a_source_now_is_kept(files: Files, photos: Path, tmp_path: Path) -> None:
-    run(infer(files, photos / "a.png", tmp_path / "out.jpg", save_input=True))
+    run(files, photos / "a.png", tmp_path / "out.jpg", save_input=True)
     copy = tmp_path / "out_input.jpg"
     before = copy.read_bytes()
-    run(infer(files, copy, tmp_path / "out.jpg", save_input=True))
+    run(files, copy, tmp_path / "out.jpg", save_input=True)
     assert copy.read_bytes() == before
 
 
@@ -400,7 +305,7 @@ def batch(photos: Path) -> Path:
 
 
 def test_what_cannot_be_read_is_left_out_and_listed(files: Files, batch: Path, tmp_path: Path) -> None:
-    result = run(infer(files, batch, tmp_path / "out", lora_path=(files.lora,), save_input=True))
+    result = run(files, batch, tmp_path / "out", lora=(files.lora,), save_input=True)
     assert [made.source.name for made in result.outputs] == ["a.png", "b.jpg"]
     assert [image.source.name for image in result.failed] == ["a_cut.jpg", "a_text.png"]
     assert "a_cut.jpg cannot be decoded: " in result.failed[0].reason
@@ -408,7 +313,7 @@ def test_what_cannot_be_read_is_left_out_and_listed(files: Files, batch: Path, t
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "a.png", "a_input.png", "b.jpg", "b_input.jpg",
     ]  # fmt: skip
-    run(infer(files, batch / "b.jpg", tmp_path / "alone.jpg", lora_path=(files.lora,)))
+    run(files, batch / "b.jpg", tmp_path / "alone.jpg", lora=(files.lora,))
     assert (tmp_path / "alone.jpg").read_bytes() == (tmp_path / "out" / "b.jpg").read_bytes()
 
 
@@ -417,14 +322,14 @@ def test_a_mask_that_does_not_fit_fails_its_image_alone(files: Files, photos: Pa
     masks.mkdir()
     Image.new("L", (50, 40), 255).save(masks / "a.png")
     Image.new("L", (50, 40), 255).save(masks / "b.mask.png")
-    result = run(infer(files, photos, tmp_path / "out", mask=str(masks)))
+    result = run(files, photos, tmp_path / "out", mask=str(masks))
     assert [made.source.name for made in result.outputs] == ["a.png"]
     assert "b.mask.png is 50x40, but its image 36x64: the shapes differ" in result.failed[0].reason
 
 
 def test_side_by_side_images_go_on_without_what_failed(files: Files, batch: Path, tmp_path: Path) -> None:
-    config = infer(files, batch, tmp_path / "out", lora_path=(files.lora,), compare=True, tuned_model_path=files.tuned)
-    result = run(config)
+    again = partial(run, files, batch, tmp_path / "out", lora=(files.lora,), compare=True, tuned=files.tuned)
+    result = again()
     assert [made.comparison for made in result.outputs] == [
         tmp_path / "out" / "a_compare.png",
         tmp_path / "out" / "b_compare.jpg",
@@ -439,96 +344,64 @@ def test_the_first_failure_ends_the_batch_where_that_is_asked_for(files: Files, 
     with pytest.raises(
         ImageError, match=r"a_cut\.jpg cannot be decoded: .* Before that, 1 of 4 images were written\.$"
     ):
-        run(infer(files, batch, tmp_path / "out", fail_fast=True))
+        run(files, batch, tmp_path / "out", fail_fast=True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
 
 
 def test_an_image_alone_that_cannot_be_read_is_an_error(files: Files, batch: Path, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"a_cut\.jpg cannot be decoded: .* Is the file complete\?$"):
-        run(infer(files, batch / "a_cut.jpg", tmp_path / "out.png"))
-
-
-def test_a_full_disk_ends_the_batch_and_says_how_far_it_came(
-    files: Files, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save = Image.Image.save
-
-    def full(self: Image.Image, path: Path, *args: Any, **settings: Any) -> None:
-        if "b.jpg" in Path(path).name:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save(self, path, *args, **settings)
-
-    monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(OutputError, match=r"No space left on device.* Before that, 1 of 2 images were written\."):
-        run(infer(files, photos, tmp_path / "out"))
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+        run(files, batch / "a_cut.jpg", tmp_path / "out.png")
 
 
 def test_outputs_that_are_there_are_left_out(files: Files, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     write_image(Image.new("RGB", (3, 3)), tmp_path / "out" / "a.png", mark=RESULT)
     earlier = (tmp_path / "out" / "a.png").read_bytes()
-    result = run(infer(files, photos, tmp_path / "out", skip_existing=True))
+    result = run(files, photos, tmp_path / "out", skip_existing=True)
     assert ([made.source.name for made in result.outputs], result.present) == (["b.jpg"], 1)
     assert (tmp_path / "out" / "a.png").read_bytes() == earlier
-    again = run(infer(files, photos, tmp_path / "out", skip_existing=True))
+    again = run(files, photos, tmp_path / "out", skip_existing=True)
     assert (again.outputs, again.present, again.device, again.dtype) == ((), 2, "cpu", "fp32")
-    compared = run(infer(files, photos, tmp_path / "out", skip_existing=True, compare=True))
+    compared = run(files, photos, tmp_path / "out", skip_existing=True, compare=True)
     assert len(compared.outputs) == 2, "an output without its side-by-side image is not done"
     assert all(made.comparison is not None and made.comparison.exists() for made in compared.outputs)
     assert (tmp_path / "out" / "a.png").read_bytes() == earlier, "but it stays"
     (tmp_path / "out" / "a.png").write_bytes(b"no image")
     (tmp_path / "out" / "a_compare.png").unlink()
-    failed = run(infer(files, photos, tmp_path / "out", skip_existing=True, compare=True, save_input=True))
+    failed = run(files, photos, tmp_path / "out", skip_existing=True, compare=True, save_input=True)
     assert [(one.source.name, failed.present) for one in failed.failed] == [("a.png", 1)]
     assert not (tmp_path / "out" / "a_input.png").exists(), "of no result"
     assert not (tmp_path / "out" / "a_compare.png").exists()
     with pytest.raises(OutputError, match=r"is an input of this command"):
-        run(infer(files, photos, photos, skip_existing=True))
-
-
-def test_results_of_pairs_have_the_name_of_the_pair(files: Files, photos: Path, tmp_path: Path) -> None:
-    (photos / "a.png").rename(photos / "a.source.png")
-    result = run(infer(files, f"{photos}/*.source.png", tmp_path / "out", compare=True))
-    assert result.outputs[0].output == tmp_path / "out" / "a.png"
-    assert result.outputs[0].comparison == tmp_path / "out" / "a_compare.png"
-
-
-def test_two_files_of_one_name_are_refused_before_the_work(files: Files, photos: Path, tmp_path: Path) -> None:
-    Image.new("RGB", (50, 40)).save(photos / "a_compare.png")
-    with pytest.raises(OutputError, match=r"a\.png and .*a_compare\.png would both be written to .*a_compare\.png"):
-        run(infer(files, photos, tmp_path / "out", compare=True))
-    (photos / "a_compare.png").rename(photos / "b.source.jpg")
-    with pytest.raises(OutputError, match=r"b\.jpg and .*b\.source\.jpg would both be written to .*b\.jpg"):
-        run(infer(files, photos, tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
+        run(files, photos, photos, skip_existing=True)
 
 
 def test_an_image_far_above_the_models_size_is_said_once(files: Files, photos: Path, tmp_path: Path) -> None:
     for name in ("c.png", "d.png"):
         Image.new("RGB", (300, 200)).save(photos / name)
     with pytest.warns(LbmLoraWarning) as said:
-        run(infer(files, photos, tmp_path / "out", lora_path=(files.lora,)))
+        run(files, photos, tmp_path / "out", lora=(files.lora,))
     assert [str(warning.message) for warning in said] == [
         "c.png has 300x200 pixels, and the model works on 80x48: the result is enlarged 4.0 times and lacks fine "
         "detail. A larger size keeps more, in more time (the model is made for 128); or cut the image."
     ]
 
 
-def test_a_size_far_from_the_models_is_said(files: Files, photos: Path, tmp_path: Path) -> None:
-    with pytest.warns(LbmLoraWarning, match=r"^size 272 is far from the 128 that the model is made for"):
-        run(infer(files, photos / "a.png", tmp_path / "out.png", size=272))
-
-
-def test_the_documented_flags_are_parsed() -> None:
-    parsed, _ = parse(
-        "infer",
-        [
-            *("--base_model_path", "b.ckpt", "--lora_path", "l.safetensors", "m.safetensors"),
-            *("--lora_scale", "1.0", "-0.5", "--source_image", "s.jpg", "--output_path", "o.jpg"),
-            *("--num_inference_steps", "2", "--torch_dtype", "float", "--attention_only"),
-        ],
-    )
-    assert parsed.lora_path == (Path("l.safetensors"), Path("m.safetensors"))
-    assert parsed.lora_scale == (1.0, -0.5)
-    assert (parsed.num_inference_steps, parsed.attention_only) == (2, True)
+def test_values_are_translated_as_their_files(files: Files, photos: Path, tmp_path: Path) -> None:
+    """A state dict, an adapter and images of PIL, two of them with a mask each; an image's own file is an input."""
+    run(files, photos / "a.png", tmp_path / "file.png", lora=files.lora)
+    image, adapter = Image.open(photos / "a.png"), load_adapter(files.lora)
+    masks = [Image.new("L", (50, 40), 255), Image.new("L", (50, 40), 0)]
+    masks[1].paste(255, (0, 0, 25, 40))
+    config = files.base.parent / "config.yaml"
+    result = run(
+        files, [image, image.copy()], tmp_path / "values", base=load_file(files.base), lora=adapter, mask=masks,
+        config_path=config,
+    )  # fmt: skip
+    assert not result.failed
+    assert [one.output.name for one in result.outputs] == ["image-1.png", "image-2.png"]
+    first, second = (pixels(one.output) for one in result.outputs)
+    assert np.array_equal(first, pixels(tmp_path / "file.png"))
+    assert np.array_equal(second[:, 25:], pixels(photos / "a.png")[:, 25:])
+    with pytest.raises(OutputError, match="is an input of this command, and would be overwritten"):
+        run(files, image, photos / "a.png", overwrite=True)
