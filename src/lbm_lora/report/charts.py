@@ -80,7 +80,7 @@ def _figure(data: Sequence[Figure], x: Figure, y: Figure, **layout: Any) -> Figu
 
 
 def _title(text: str) -> Figure:
-    return {"title": {"text": text, "standoff": 10}}
+    return {"title": {"text": text, "standoff": 10, "font": {"size": 12}}}
 
 
 @dataclass(frozen=True)
