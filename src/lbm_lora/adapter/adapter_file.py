@@ -44,11 +44,6 @@ def load_adapter(
 
     Args:
         base: the component that it is meant for; needed only by files with values that replace the base's.
-
-    Raises:
-        CheckpointError: the file cannot be read.
-        AdapterError: its keys are not adapter keys, or do not belong together, or need the base; or a value is not
-            finite.
     """
     if not isinstance(source, Mapping) and Path(source).is_dir():
         source = lora_in(Path(source))
@@ -228,10 +223,6 @@ def save_adapter(
         path: a file; for `peft` a folder.
         wishes: what becomes of deltas that the format cannot hold; by default nothing may be lost. What they drop
             is dropped in every format.
-
-    Raises:
-        AdapterError: its tensors have several dtypes, the format cannot hold a part of it, or nothing would be left.
-        OutputError: the path cannot be written.
     """
     wishes, path = wishes or Wishes(), Path(path)
     adapter, dropped = _without_unwanted(adapter, wishes)

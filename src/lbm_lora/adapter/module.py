@@ -115,10 +115,6 @@ class Adapter:
             format: the format of the file, for the program that will read it.
             biases, norms: what becomes of these deltas if the format cannot hold them.
             base: the component that the adapter is for; `replace` needs its values.
-
-        Raises:
-            AdapterError: the format cannot hold a part of it.
-            OutputError: the path cannot be written.
         """
         from lbm_lora.adapter.adapter_file import save_adapter  # it takes this class
         from lbm_lora.adapter.formats import Wishes

@@ -58,11 +58,6 @@ def collect(
         save_every: seconds between two saves, each after an image.
         is_checkpointed: recompute activations instead of keeping them; by default for large models.
         progress: counts images times timesteps.
-
-    Raises:
-        ConfigError: there are no images, the model is in fp16, or a setting is invalid.
-        ImageError: images cannot be read; the message names all of them.
-        InputError: the model's output is not finite.
     """
     settings = settings or CalibrationSettings()
     if not images:
@@ -145,11 +140,6 @@ def collect_network(
             yield the same samples in the same order. The first sample must call every layer.
         settings: see `CalibrationSettings`; `timesteps` and `size` do not apply.
         names: patterns of the modules to measure; by default all linear layers and ungrouped 2D convs.
-
-    Raises:
-        ConfigError: the module is in training mode or in fp16, or is wrapped.
-        PatternError: a pattern matches nothing.
-        InputError: `run` yields nothing, or something else than finite floating point tensors with a graph.
     """
     settings = settings or CalibrationSettings()
     component = component_of(module)

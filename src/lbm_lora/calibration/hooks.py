@@ -59,9 +59,6 @@ def add_sample(
 ) -> None:
     """Measure one sample, with independent signs as probes: they estimate squared norms with the least variance
     (Hutchinson, 1989).
-
-    Raises:
-        InputError: the output is not finite.
     """
     draws = [generator(*sample.key, "probe", probe) for probe in range(probes)]
     signs = [partial(random_signs, draw=draw) for draw in draws]
@@ -92,9 +89,6 @@ def measure(
     Args:
         layers: layers from `find_layers`. All calls of a layer count together: E has the same effect in each.
         probes: each returns a tensor of the output's shape, with independent values of mean 0 and variance 1.
-
-    Raises:
-        FloatingPointError: the output is not finite; only the input sums include the sample then.
     """
     with _Hooks(network, layers, sums, weight, len(probes)) as hooks:
         output = forward()

@@ -75,12 +75,7 @@ class Calibration:
         return statistics
 
     def file_at(self, path: Path, tuned: Checkpoint, *, overwrite: bool, progress: Progress) -> Statistics:
-        """Return the statistics in a file if they are what measuring would give, else measure, and write them there.
-
-        Raises:
-            CheckpointError: the file cannot be read.
-            OutputError: it holds other statistics, which nobody named and which may have taken hours.
-        """
+        """Return the statistics in a file if they are what measuring would give, else measure, and write them there."""
         try:
             found = load_statistics(path) if path.is_file() else None
         except CheckpointError:

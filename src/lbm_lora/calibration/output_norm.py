@@ -38,9 +38,6 @@ def output_norm(
     Args:
         is_checked: also try LoRAs at the checks of the statistics.
         network: the tuned network and what runs it, if it is not an LBM.
-
-    Raises:
-        CheckpointError: the statistics are of another model, or lack a module.
     """
     tuned = plan.pairing.tuned
     if statistics.origin.tuned != fingerprint(tuned).digest:
@@ -109,9 +106,6 @@ def lora_norm(statistics: Statistics, adapter: Adapter, modules: Collection[Modu
         modules: modules that must have been measured.
 
     A LoRA that does not record its tuned model gives a warning, since it cannot be checked.
-
-    Raises:
-        CheckpointError: the statistics are of another model than the LoRA's, or lack a module.
     """
     tuned = adapter.metadata.tuned_fingerprint
     if not tuned:

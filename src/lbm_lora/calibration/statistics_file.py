@@ -58,11 +58,7 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
 
 
 def load_statistics(path: Path | str) -> Statistics:
-    """Open a file of statistics; each moment is read on access.
-
-    Raises:
-        CheckpointError: the file cannot be read, or does not hold statistics of this format.
-    """
+    """Open a file of statistics; each moment is read on access."""
     file = open_checkpoint(path)
     found = file.metadata.get(STATISTICS_KEY)
     if found not in _READ:

@@ -111,12 +111,7 @@ class PartialFile:
         self.path = output.with_name(f"{output.stem}.partial.safetensors")
 
     def load(self, origin: Origin, device: torch.device) -> Sums | None:
-        """Return the saved sums of a run with the same origin; None if there are none, or if they may be replaced.
-
-        Raises:
-            CheckpointError: the file is damaged.
-            ConfigError: it holds the sums of another run, which may have taken hours.
-        """
+        """Return the saved sums of a run with the same origin; None if there are none, or if they may be replaced."""
         if not self.path.exists():
             return None
         with open_checkpoint(self.path) as file:

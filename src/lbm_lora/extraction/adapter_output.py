@@ -74,10 +74,6 @@ def store_adapters(
 
     Returns:
         The ledger of each output as it is stored, and the adapter if it is kept in memory.
-
-    Raises:
-        CheckpointError: there is nothing to store.
-        TooManyBytesError: a packed file exceeds its limit; no file is written.
     """
     progress.start(len(extraction), "extracting")
     with ExitStack() as stack:

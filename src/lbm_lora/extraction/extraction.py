@@ -51,9 +51,6 @@ def extract_adapters(
     Args:
         paths: one file for each of `rule.names`; None for an adapter that is kept in memory.
         run_settings: settings recorded in the files' metadata, besides the rule.
-
-    Raises:
-        InputError: a subclass that fits the cause; no file is written.
     """
     facts = [{**run_settings, **rule.facts(index)} for index in range(len(paths))]
     if isinstance(rule, FixedRanks) and norm is None:

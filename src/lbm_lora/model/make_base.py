@@ -46,11 +46,7 @@ class BaseRecipe:
 
     @property
     def paths(self) -> tuple[Path, Path, Path]:
-        """The `.safetensors` and `.ckpt` files of the base, and its ledger.
-
-        Raises:
-            OutputError: the path has another suffix.
-        """
+        """The `.safetensors` and `.ckpt` files of the base, and its ledger."""
         named, twin = twin_paths(self.save_path)
         return named, twin, named.with_name(f"{named.stem}_ledger.json")
 
@@ -65,11 +61,7 @@ class BaseRecipe:
         return outputs.writes(ledger, "the ledger")
 
     def make(self, progress: Progress = SILENT) -> BaseResult:
-        """Make the base: a `.safetensors` file, its `.ckpt` twin and a ledger.
-
-        Raises:
-            InputError: invalid input of any kind, before anything is written; see `lbm_lora.errors`.
-        """
+        """Make the base: a `.safetensors` file, its `.ckpt` twin and a ledger."""
         lbm = self.config
         self.outputs().check()
         if self.tuned is not None:
@@ -109,10 +101,6 @@ def missing_base(
     Args:
         is_made: make it also without a given backbone, from the configuration's or the default one.
         overwrite: whether files next to `path` that are not ours may be replaced.
-
-    Raises:
-        CheckpointError: the given backbone names nothing, also where the base exists and needs none.
-        OutputError: the base's twin would replace a file.
     """
     if backbone_signature is not None:
         find_backbone(backbone_signature)

@@ -265,11 +265,7 @@ class Chooser:
     deltas_of: Callable[[Choice], AbstractContextManager[Iterable[StoredDelta]]]
 
     def choose(self, rule: RankRule, trial: Trial | None) -> list[ChosenRanks]:
-        """Return a choice for each adapter of the rule. With a trial each choice is run, and limits are searched for.
-
-        Raises:
-            InputError: no choice of ranks reaches the limit.
-        """
+        """Return a choice for each adapter of the rule. With a trial each choice is run, and limits are searched for."""
         match rule:
             case PsnrFloor():
                 assert trial is not None

@@ -46,9 +46,6 @@ class Adjustable:
     """A network, and an adapter of which vectors and ranks can be adjusted together.
 
     The values form one vector, fp32: all dense vectors, then a factor for each rank.
-
-    Raises:
-        AdapterError: the adapter does not fit the network.
     """
 
     def __init__(self, network: nn.Module, adapter: Adapter) -> None:

@@ -102,11 +102,6 @@ def distill(
 
     Returns:
         The best LoRA, rounded to the stored dtype, and its errors.
-
-    Raises:
-        QualityError: the loss became infinite or NaN before any measurement improved on the given LoRA.
-        ConfigError: `state` is damaged.
-        InputError: a value leaves the range of the stored dtype.
     """
     saved = load_state(state) if state is not None and state.exists() else None
     if saved is not None and saved.identity != identity:
@@ -151,11 +146,7 @@ class _Best:
 
 
 def refuse_another(path: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse the state of another run, which would be replaced.
-
-    Raises:
-        ConfigError: there is one, or the file is damaged.
-    """
+    """Refuse the state of another run, which would be replaced."""
     if path.exists() and load_state(path).identity != identity:
         raise ConfigError(
             f"{path} is the state of an interrupted refinement with other inputs or settings. Run that one again to "

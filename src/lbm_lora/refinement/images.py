@@ -37,10 +37,6 @@ def split_images(images: str | Sequence[str], held_images: str | Sequence[str] |
     Args:
         images: files, folders or globs, one or several.
         held_images: held-out images, given the same way; by default one in 8 of the images, up to 16.
-
-    Raises:
-        ConfigError: an image is in both sets, or there is only one image.
-        ImageError: there are no images.
     """
     found = expand_sources(images)
     if held_images is not None:

@@ -98,9 +98,6 @@ def refit(
         learnt: samples to fit. The graphs of those of one step are in memory at once.
         held: samples that choose the best step; from other inputs.
         stored: rounds an adapter to what its file holds; by default to the dtype of the given one.
-
-    Raises:
-        AdapterError: the adapter does not fit the network.
     """
     settings, started = settings or JointSettings(), time.monotonic()
     dtype = common_dtype([adapter])

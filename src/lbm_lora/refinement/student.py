@@ -25,9 +25,6 @@ class Student:
 
     Args:
         model: model of the base; it is changed in place.
-
-    Raises:
-        AdapterError: a module of the LoRA is neither a Linear nor a plain Conv2d of the denoiser.
     """
 
     def __init__(self, model: LBMModel, given: Adapter, dtype: torch.dtype) -> None:
