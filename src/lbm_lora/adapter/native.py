@@ -112,7 +112,7 @@ def decode(
             f"{where}: {len(unknown)} of {len(tensors)} keys are not native LoRA keys: {listing(unknown, limit=3)}. "
             f"Native keys end in {', '.join(_ENDINGS)}."
         )
-    return {name: _module(name, part, where) for name, part in parts.items()}, dense
+    return {name: module_of_parts(name, part, where) for name, part in parts.items()}, dense
 
 
 def is_eight_bit(keys: Iterable[str]) -> bool:
@@ -122,7 +122,8 @@ def is_eight_bit(keys: Iterable[str]) -> bool:
     return has_names and not any(key.endswith(UP) for key in keys)
 
 
-def _module(name: ModuleName, part: Mapping[str, Tensor], where: Path) -> LoraModule:
+def module_of_parts(name: ModuleName, part: Mapping[str, Tensor], where: Path) -> LoraModule:
+    """Return a lora module of the tensors of its keys, by ending; without an alpha its scaling is 1."""
     is_int8 = any(ending in part for ending in (UP_INT8, DOWN_INT8, UNIT))
     missing = [ending for ending in ((UP_INT8, DOWN_INT8, UNIT) if is_int8 else (UP, DOWN)) if ending not in part]
     if missing:
