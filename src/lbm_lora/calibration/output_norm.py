@@ -18,7 +18,7 @@ from lbm_lora.fidelity.network_trial import NetworkTrial
 from lbm_lora.fidelity.trial import LoraTrial
 from lbm_lora.naming import ModuleName, weight_of
 from lbm_lora.progress import Progress, warn
-from lbm_lora.ranks import OutputNorm, Trial, WeightsOf
+from lbm_lora.ranks import OutputNorm, Trial
 
 
 def output_norm(
@@ -65,10 +65,9 @@ def output_norm(
             progress=progress,
         )
 
-    def shrunk(ridge: float) -> WeightsOf:
-        return partial(statistics.shrunk, ridge=ridge)
-
-    return replace(_norm(statistics, path), open_trial=open_trial, shrunk=shrunk)
+    return replace(
+        _norm(statistics, path), open_trial=open_trial, shrunk=lambda ridge: partial(statistics.shrunk, ridge=ridge)
+    )
 
 
 def _norm(statistics: Statistics, path: Path) -> OutputNorm:

@@ -6,21 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lbm_lora.calibration.layers import CalledLayer, vectors
-from lbm_lora.calibration.statistics import Origin
+from lbm_lora.calibration.statistics import Name, Origin
 from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, open_checkpoint
 from lbm_lora.configs.values import VECTOR_DENSE_UP_TO, VECTOR_SKETCH_RANK
 from lbm_lora.errors import ConfigError, Option
 from lbm_lora.factorize import MomentAccumulator
-from lbm_lora.files import is_ours
 from lbm_lora.naming import ModuleName, ParamName
-
-Name = TypeVar("Name", ModuleName, ParamName)
 
 _TOTALS = "totals"
 _GRADIENTS = "gradients"
@@ -136,8 +132,6 @@ class PartialFile:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
-
-    is_one = staticmethod(is_ours)
 
 
 def _identity(origin: Origin) -> str:

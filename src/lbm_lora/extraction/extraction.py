@@ -104,7 +104,6 @@ def _directly(
     facts: Sequence[Mapping[str, object]],
     progress: Progress,
 ) -> list[ExtractedAdapter]:
-    """Write adapters of given ranks with the least weight error, in one pass."""
     plans = [plan.with_ranks(ranks) for ranks in rule.ranks]
     outputs = [
         AdapterOutput(

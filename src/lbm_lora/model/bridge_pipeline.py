@@ -258,7 +258,6 @@ class LatentBridgePipeline(DiffusionPipeline):
     def _generators(
         self, seed: int | None, generator: Generators | None
     ) -> Callable[[int], list[tuple[torch.Generator, torch.Generator]]]:
-        """Number of images -> the generators of each one's posterior and bridge noise."""
         if generator is None:
             number = 0 if seed is None else seed
             _check_whole("seed", number)
@@ -736,7 +735,6 @@ def _blurred(plane: Tensor, radius: float) -> Tensor:
 
 
 def _unit(image: Image) -> Tensor:
-    """An image as values in [0, 1]: [3, height, width]."""
     return image if isinstance(image, Tensor) else (_values(image, image.size) + 1) / 2
 
 
@@ -771,7 +769,6 @@ def _stretched(values: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _batches(buckets: Sequence[tuple[int, int]], batch_size: int) -> Iterator[list[int]]:
-    """Indices of neighbours with one bucket, at most `batch_size` together."""
     for _, group in groupby(range(len(buckets)), key=lambda index: buckets[index]):
         indices = list(group)
         yield from (indices[start : start + batch_size] for start in range(0, len(indices), batch_size))

@@ -257,7 +257,6 @@ class WidthAllocator(Allocator):
         return self._choice(found)
 
     def _choice(self, found: WidthAllocation) -> Choice:
-        """Return the choice of some widths, with its size and error."""
         widths: dict[ParamName, tuple[int, ...]] = {}
         ranks: dict[ParamName, int | None] = {}
         modules: dict[ModuleName, tuple[tuple[int, ...], tuple[int, ...]]] = {}

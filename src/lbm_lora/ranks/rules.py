@@ -217,7 +217,6 @@ def _limit(option: str, value: float) -> RankRule:
 
 
 def _check_needs(option: str, measure: Option, *, is_calibrated: bool, has_images: bool) -> None:
-    """Check that what a limit refers to is measured."""
     if option == "max_error" and is_calibrated:
         raise ConfigError(
             Option("max_error"),

@@ -265,7 +265,7 @@ class Chooser:
     deltas_of: Callable[[Choice], AbstractContextManager[Iterable[StoredDelta]]]
 
     def choose(self, rule: RankRule, trial: Trial | None) -> list[ChosenRanks]:
-        """Return a choice for each adapter of the rule. With a trial each choice is run, and limits are searched for."""
+        """Return a choice for each adapter of the rule. With a trial each is run, and limits are searched for."""
         match rule:
             case PsnrFloor():
                 assert trial is not None
@@ -289,7 +289,6 @@ class Chooser:
         return errors
 
     def _with_error(self, trial: Trial, error: float) -> ChosenRanks:
-        """Return the smallest file with this measured error of the output."""
 
         def measure(choice: Choice) -> float:
             measured = self.run(trial, choice)

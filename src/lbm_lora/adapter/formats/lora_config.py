@@ -114,7 +114,6 @@ def config_of(values: object, where: Path) -> LoraConfig:
 
 
 def _number(value: object, field: str, where: Path) -> float:
-    """Return a number that fp32 holds, as files store it."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
         raise AdapterError(f"{where}: the LoRA's config has {field} {value!r:.60}. It must be a number up to 3.4e38.")
     return float(value)

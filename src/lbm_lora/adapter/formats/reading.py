@@ -212,7 +212,6 @@ class _Reader:
     is_turned_around: bool
 
     def module(self, name: ModuleName, parts: Mapping[str, Tensor]) -> tuple[LoraModule | Tensor, str]:
-        """Return a module's delta, and the kind that it was rebuilt from."""
         if any(role.startswith("hada_") for role in parts):
             delta, kind = self._product(name, parts, loha, ("hada_w1_b", "hada_w2_b")), "LoHa"
         elif any(role.startswith("lokr_") for role in parts):
@@ -284,7 +283,6 @@ class _Reader:
         return shape[:2] if not is_ours and shape[2:] == (1, 1) and kernel_of(name) == () else shape
 
     def _unflattened(self, name: ModuleName, rows: int, columns: int) -> tuple[int, ...]:
-        """Return the shape of the weight that a flattened delta belongs to."""
         base = self._shape_in_base(name, (rows, columns))
         if base is not None:
             return base
