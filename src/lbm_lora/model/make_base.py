@@ -77,15 +77,12 @@ class BaseRecipe:
             *_, ledger = self.paths
             rows = [asdict(item) for item in base.ledger]
             write_text(ledger, json.dumps({MARK_KEY: _LEDGER, "tensors": rows}, indent=1) + "\n")
-            baseline = self._baseline(base.safetensors, progress)  # an older base stays if this fails
+            baseline = None
+            if self.tuned is not None:  # an older base stays if this fails
+                with open_checkpoint(current(base.safetensors)) as one, open_checkpoint(self.tuned) as other:
+                    one.path = base.safetensors  # messages name the base, which is not there yet
+                    baseline = compare_base(one.component(), other.component(), progress=progress)
         return BaseResult(base=base, baseline=baseline, ledger_file=ledger)
-
-    def _baseline(self, base: Path, progress: Progress) -> BaselineReport | None:
-        if self.tuned is None:
-            return None
-        with open_checkpoint(current(base)) as one, open_checkpoint(self.tuned) as other:
-            one.path = base  # messages name the base, which is not there yet
-            return compare_base(one.component(), other.component(), progress=progress)
 
 
 def missing_base(

@@ -15,7 +15,7 @@ from lbm_lora.model.backbone import open_backbone
 from lbm_lora.model.base import BaseFiles, BaseItem, base_unet_config, plan_base, twin_paths, write_base
 from lbm_lora.model.config import LBMConfig, parse_config
 from lbm_lora.model.constants import LBM_UNET
-from lbm_lora.model.names import denoiser_shapes
+from lbm_lora.model.names import empty_unet, shapes_of
 from standins import (
     LBM_YAML,
     MINI,
@@ -102,7 +102,7 @@ def test_the_configuration_made_from_sdxls_is_lbms() -> None:
     }  # fmt: skip
     made = base_unet_config(sdxl, LBMConfig())
     assert {key: made[key] for key in LBM_UNET} == dict(LBM_UNET)
-    assert denoiser_shapes(made) == denoiser_shapes(LBM_UNET)
+    assert shapes_of(empty_unet(made)) == shapes_of(empty_unet(LBM_UNET))
 
 
 CONFIG = parse_config(LBM_YAML, where="config.yaml")

@@ -22,7 +22,7 @@ What is written, and why:
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -47,17 +47,13 @@ _REMEDIES, _LEAD = {"biases": "drop", "norms": "drop"}, "comfyui holds them. To 
 _OF_ATTENTION = re.compile(r"_attn[12]_to_\w+\.alpha$")
 
 
-def _is_kohya(keys: Collection[str], header: Mapping[str, str]) -> bool:
-    return any(key.startswith((UNET, "lora_te")) for key in keys)
-
-
 def _is_kohya_with_names_of_diffusers(keys: Collection[str], header: Mapping[str, str]) -> bool:
     stems = {key.partition(".")[0].removeprefix(UNET) for key in keys if key.startswith(UNET)}
     return any(stem in BY_FLAT for stem in stems) and not any(stem in BY_FLAT_SGM for stem in stems)
 
 
-def _is_lycoris(keys: Collection[str], header: Mapping[str, str]) -> bool:
-    return any(key.startswith(LYCORIS_PREFIX) for key in keys)
+def _has_start(start: str | tuple[str, ...]) -> Callable[[Collection[str], Mapping[str, str]], bool]:
+    return lambda keys, _: any(key.startswith(start) for key in keys)
 
 
 def _decode(source: Source) -> Decoded:
@@ -152,8 +148,8 @@ def _check_names(adapter: Adapter, format: FormatName) -> None:
         )
 
 
-LYCORIS = Codec("lycoris", _is_lycoris, _decode, _encode_lycoris)
+LYCORIS = Codec("lycoris", _has_start(LYCORIS_PREFIX), _decode, _encode_lycoris)
 DIFFUSERS_NAMES = Codec(
     "kohya-diffusers", _is_kohya_with_names_of_diffusers, _decode, partial(_encode_kohya, "kohya-diffusers")
 )
-KOHYA = Codec("kohya", _is_kohya, _decode, partial(_encode_kohya, "kohya"))
+KOHYA = Codec("kohya", _has_start((UNET, "lora_te")), _decode, partial(_encode_kohya, "kohya"))

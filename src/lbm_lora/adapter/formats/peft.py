@@ -123,8 +123,10 @@ def _encode(adapter: Adapter, wishes: Wishes) -> Encoded:
         base = _base_of(adapter, replaced, wishes)
         others = [] if is_all else [name for name in base if module_of(name) in norms]
         for name in dict.fromkeys([*replaced, *others]):
-            value = base.read(name)
-            tensors[_value_key(name, layers)] = value.float() + replaced[name].float() if name in replaced else value
+            value, module = base.read(name), module_of(name)
+            # a layer with factors holds the module that it wraps
+            key = f"{module}.base_layer.{leaf_of(name)}" if module in layers.modules else name
+            tensors[PREFIX + key] = value.float() + replaced[name].float() if name in replaced else value
         before = _with_dtype(before, replaced, base)
     fields = config_fields(layers.ranks) | {
         "peft_type": "LORA",
@@ -165,12 +167,6 @@ def _base_of(adapter: Adapter, replaced: Mapping[ParamName, Tensor], wishes: Wis
     if strange:
         raise AdapterError(f"{adapter.label}: {base.path} has no such parameters: {listing(strange, limit=3)}.")
     return base
-
-
-def _value_key(name: ParamName, layers: OneRank) -> str:
-    """Return the key of a value: a layer with factors holds the module that it wraps as `base_layer`."""
-    module = module_of(name)
-    return f"{PREFIX}{module}.base_layer.{leaf_of(name)}" if module in layers.modules else PREFIX + name
 
 
 def _with_dtype(before: Before, deltas: Mapping[ParamName, Tensor], base: Component) -> Before:
