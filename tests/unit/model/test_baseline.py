@@ -12,7 +12,7 @@ from lbm_lora.bundled import TUNED
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import PairingError
 from lbm_lora.model.baseline import BASE_MARK, BaselineReport, check_pair, compare_base
-from lbm_lora.workflows.base import BaseConfig, run
+from lbm_lora.model.make_base import BaseRecipe
 from standins import TINY, base_tensors, tuned_tensors
 
 
@@ -88,7 +88,7 @@ def test_a_matrix_that_grew_out_of_almost_nothing_is_not_unrelated(tmp_path: Pat
 
 def test_the_bundled_model_has_its_own_base(tmp_path: Path) -> None:
     """A check that cries on our own model says nothing."""
-    made = run(BaseConfig(config_path=TUNED / "config.yaml", save_path=tmp_path / "base.ckpt")).base
+    made = BaseRecipe(config_path=TUNED / "config.yaml", save_path=tmp_path / "base.ckpt").make().base
     with open_checkpoint(made.safetensors) as base, open_checkpoint(TUNED / "model.safetensors") as tuned:
         report = compare_base(base.component(), tuned.component())
     assert report.can_be_base

@@ -114,11 +114,12 @@ def config_of(values: object, where: Path) -> LoraConfig:
 
 
 def _number(value: object, field: str, where: Path, *, is_rank: bool = False) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not abs(value) <= _LARGEST or (is_rank and (value < 1 or value % 1)):
-        kind = "a whole number above 0" if is_rank else "a number up to 3.4e38"
-        raise AdapterError(f"{where}: the LoRA's config has {field} {value!r:.60}. It must be {kind}.")
-    return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST:
+        number = float(value)
+        if not is_rank or (number >= 1 and number % 1 == 0):
+            return number
+    kind = "a whole number above 0" if is_rank else "a number up to 3.4e38"
+    raise AdapterError(f"{where}: the LoRA's config has {field} {value!r:.60}. It must be {kind}.")
 
 
 def _check_supported(fields: Mapping[str, object], where: Path) -> None:
