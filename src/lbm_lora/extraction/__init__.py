@@ -1,6 +1,6 @@
 """Extract adapters from two checkpoints (layer L3): a plan, and passes that execute it."""
 
-from lbm_lora.extraction.adapter_output import AdapterOutput, is_sidecar, sidecar_of, write_sidecar
+from lbm_lora.extraction.adapter_output import AdapterOutput, sidecar_of, write_sidecar
 from lbm_lora.extraction.deltas import DeltaSettings
 from lbm_lora.extraction.extraction import ExtractedAdapter, extract_adapters
 from lbm_lora.extraction.passes import DirectPass, SurveyedPass

@@ -13,7 +13,7 @@ from lbm_lora.extraction.plan import Plan
 from lbm_lora.extraction.selection import RankSelection, surveyed
 from lbm_lora.extraction.shrinkage import Shrinkage, shrunk_as_needed
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.ranks import ChosenRanks, FixedRanks, OutputNorm, Prediction, RankRule, SizeLimits
+from lbm_lora.ranks import ChosenRanks, FixedRanks, OutputNorm, Prediction, RankRule, SizeLimits, WidthAllocator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,8 @@ def extract_adapters(
                 stored = store_adapters(outputs, second, selection.plan, settings.dtype, progress)
                 break
             except TooManyBytesError as error:
-                selection.expect(found[error.index].choice, error.nbytes)
+                assert isinstance(selection.allocator, WidthAllocator)
+                selection.allocator.expect(found[error.index].choice, error.nbytes)
                 found = selection.choose(rule, trial)
         return [
             ExtractedAdapter(
