@@ -56,6 +56,11 @@ class BaseItem:
     to_shape: tuple[int, ...] | None
     reason: str
 
+    @property
+    def is_vae(self) -> bool:
+        """Whether it is a tensor of the VAE: part of the result's JSON too."""
+        return self.key.startswith(VAE_PREFIX)
+
 
 def base_unet_config(backbone: Mapping[str, Any], config: LBMConfig) -> dict[str, Any]:
     """Derive the denoiser's configuration from the backbone's: no added embedding, attn2 as wide as its block."""
@@ -239,7 +244,7 @@ def write_base(
 def _make(backbone: Backbone, item: BaseItem, dtype: torch.dtype) -> torch.Tensor:
     if item.action == "added":
         return torch.zeros((), dtype=dtype)
-    network = backbone.vae if item.key.startswith(VAE_PREFIX) else backbone.unet
+    network = backbone.vae if item.is_vae else backbone.unet
     tensor = network.read(item.source)
     for axis, size in enumerate(item.to_shape or ()):
         have = tensor.shape[axis]
