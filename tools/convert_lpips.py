@@ -21,9 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lbm_lora.errors import CheckpointError, InputError
-from lbm_lora.file_plan import FilePlan
 from lbm_lora.files import Outputs, atomic_path
-from lbm_lora.late_files import notes_of_one_call
 
 LAYERS: dict[str, tuple[int, ...]] = {
     "VGG16_0": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from lbm_lora import BaseConfig, bundled, load_model, open_checkpoint, run_base
+from lbm_lora import bundled, load_model, make_base, open_checkpoint
 from lbm_lora.factorize import rank_above, rounding_edge
 from lbm_lora.imaging.grids import comparison_grid
 from lbm_lora.imaging.image_file import read_image
@@ -168,8 +168,8 @@ def main() -> None:
     """Write the images."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
-        config = BaseConfig(config_path=bundled.TUNED / "config.yaml", save_path=Path(temporary) / "base.ckpt")
-        base = run_base(config).base.safetensors
+        path = Path(temporary) / "base.ckpt"
+        base = make_base(path, config_path=bundled.TUNED / "config.yaml").base.safetensors
         shown = bridge(base)
         shown.resize((shown.width * 3 // 4, shown.height * 3 // 4), Image.Resampling.LANCZOS).quantize(128).save(
             FOLDER / "bridge.png", optimize=True

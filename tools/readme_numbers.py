@@ -15,17 +15,14 @@ import torch
 from PIL import Image
 
 from lbm_lora import (
-    BaseConfig,
-    ExtractConfig,
     LBMPipeline,
     ScaledAdapter,
-    ValidateConfig,
     bundled,
+    extract,
     fuse_module,
     load_adapter,
-    run_base,
-    run_extract,
-    run_validate,
+    make_base,
+    validate,
 )
 from lbm_lora.imaging.grids import comparison_grid
 from lbm_lora.imaging.image_file import read_image
@@ -68,26 +65,15 @@ def rank_rows(base: Path, folder: Path) -> tuple[list[str], Path]:
     rows = []
     for rank in RANKS:
         lora = folder / f"lora_{rank}.safetensors"
-        extracted = run_extract(
-            ExtractConfig(base_model_path=base, tuned_model_path=TUNED, save_to=lora, rank=rank, conv_rank=rank)
-        )
-        validated = run_validate(
-            ValidateConfig(
-                base_model_path=base,
-                tuned_model_path=TUNED,
-                lora_path=lora,
-                images=str(bundled.PAIRS / "*.source.png"),
-                num_inference_steps=(1,),
-                report=folder / str(rank),
-            )
-        )
-        assert validated.report.outputs is not None
-        scores = {entry.variant: entry for entry in validated.report.outputs.summary}["base + LoRA"]
-        error = 100 * validated.report.weights.relative_error
+        extract(base, TUNED, save_to=lora, rank=rank, conv_rank=rank)
+        report = validate(base, TUNED, lora, images=bundled.PAIRS / "*.source.png", num_inference_steps=1)
+        assert report.outputs is not None
+        scores = {entry.variant: entry for entry in report.outputs.summary}["base + LoRA"]
+        error = 100 * report.weights.relative_error
         name = "full" if rank == max(RANKS) else str(rank)
         decibels = [float(value) for value in (scores.mean_psnr, scores.worst_psnr)]
         shown = " | ".join("identical" if math.isinf(value) else f"{value:.1f}" for value in decibels)
-        rows.append(f"| {name} | {name} | {extracted.nbytes / 1e6:.2f} MB | {error:.2f} % | {shown} |")
+        rows.append(f"| {name} | {name} | {lora.stat().st_size / 1e6:.2f} MB | {error:.2f} % | {shown} |")
     return rows, folder / f"lora_{SHOWN_RANK}.safetensors"
 
 
@@ -132,8 +118,7 @@ def main() -> None:
     found = pairs()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        config = BaseConfig(config_path=bundled.TUNED / "config.yaml", save_path=folder / "base.ckpt")
-        base = run_base(config).base.safetensors
+        base = make_base(folder / "base.ckpt", config_path=bundled.TUNED / "config.yaml").base.safetensors
         rows, lora = rank_rows(base, folder)
         model = LBMPipeline.from_checkpoint(base, torch_dtype=torch.float32)
         of_base = outputs(model, found)

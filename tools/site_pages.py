@@ -1,6 +1,6 @@
 """A hook of MkDocs (mkdocs.yml): the pages of the site that are made, and the links that lead out of docs/.
 
-- A page for each command, of its config: what it does, examples, and a table of its flags.
+- A page for each command, of its verb: what it does, examples, and a table of its flags.
 - Files outside docs/ that a page links to, such as CONTRIBUTING.md or a YAML file of lora/, become part of the site
   under `project/`.
 - The navigation of commands and decisions.
@@ -18,17 +18,17 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from lbm_lora.cli.arguments import range_of
-from lbm_lora.cli.commands import COMMANDS, GROUPS, INFER_SHARDS, Command
 from lbm_lora.cli.flags import Flag, flags_of
 from lbm_lora.cli.help import sections_of, spelt
 from lbm_lora.cli.main import Output
 from lbm_lora.cli.training_keys import training_sections
+from lbm_lora.verbs import SHARDS, VERBS, verb_named
+from lbm_lora.verbs.verb import GROUPS, Verb
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 HOME = PurePosixPath("README.md")
 """Its place in the site is the home page, which says the same."""
-SHARDS = "infer --source_shards"
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)((?:#[^)\s]*)?)(?=\))")
 WIDEST = 74  # columns of an example on one line
 
@@ -144,9 +144,9 @@ def commands_index() -> str:
     return "\n".join(lines)
 
 
-def command_page(name: str, command: Command) -> str:
+def command_page(name: str, command: Verb) -> str:
     """The page of a command."""
-    flags = flags_of(command.config_class())
+    flags = flags_of(command.function)
     sections = sections_of(flags, flags_of(Output))
     if name == "train":
         output = sections.pop("output")
@@ -154,7 +154,7 @@ def command_page(name: str, command: Command) -> str:
     needed = [flag.usage if flag.is_required else f"[{flag.usage}]" for flag in flags if _is_in_usage(flag)]
     usage = " ".join(["lbm-lora", name.partition(" --")[0], *needed, "[--flag value ...]"])
     examples = "\n".join(broken(example) for example in command.examples)
-    lines = [f"# lbm-lora {name}", "", prose(command.config_class().__doc__ or ""), ""]
+    lines = [f"# lbm-lora {name}", "", prose(command.summary), ""]
     lines += ['```text title="Usage"', broken(usage), "```", "", f'```bash title="Examples"\n{examples}\n```', ""]
     for heading, section in sections.items():
         if section:
@@ -194,14 +194,14 @@ def broken(line: str) -> str:
     return " \\\n".join(lines)
 
 
-def _in_order() -> Iterator[tuple[str, Command]]:
+def _in_order() -> Iterator[tuple[str, Verb]]:
     """Every page, by group; the second one of `infer` behind the first."""
     for group in GROUPS:
-        for name, command in COMMANDS.items():
-            if command.group == group:
-                yield name, command
+        for name in VERBS:
+            if name != SHARDS and verb_named(name).group == group:
+                yield name, verb_named(name)
                 if name == "infer":
-                    yield SHARDS, INFER_SHARDS
+                    yield SHARDS, verb_named(SHARDS)
 
 
 def _is_in_usage(flag: Flag) -> bool:

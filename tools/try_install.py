@@ -39,7 +39,7 @@ def tried(programs: Path, words: Sequence[str], work: Path) -> tuple[int, str, f
 
 def commands(programs: Path) -> list[str]:
     """The names of all commands, as the installed package has them."""
-    code = "from lbm_lora.cli.commands import COMMANDS; print('\\n'.join(COMMANDS))"
+    code = "from lbm_lora.cli.main import COMMANDS; print('\\n'.join(COMMANDS))"
     done = subprocess.run([programs / "python", "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 

@@ -108,7 +108,7 @@ class Bench:
     def command(self, verb: str, *, inputs: Sequence[Path], outputs: Sequence[Path] = (), **flags: object) -> Job:
         """Return the job of an `lbm-lora` command."""
         settings = {"line": command.arguments(verb, **flags)}
-        imports = [f"lbm_lora.{module}" for module in ("cli.main", "cli.console", "cli.present", f"workflows.{verb}")]
+        imports = [f"lbm_lora.{module}" for module in ("cli.main", "cli.console", f"verbs.{verb}")]
         return Job(function=jobs.command, settings=settings, imports=imports, inputs=inputs, outputs=outputs)
 
     def bare_passes(self) -> dict[str, Job]:

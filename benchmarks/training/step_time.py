@@ -22,11 +22,9 @@ from torch import nn
 
 from benchmarks.command import MINI_PAIR, mini_base
 from benchmarks.results import FOLDER, command_of, write_result
-from lbm_lora import bundled, load_model
-from lbm_lora.configs.train import TrainRunConfig
+from lbm_lora import bundled, load_model, train
 from lbm_lora.imaging.tensors import to_tensor
 from lbm_lora.progress import Silent
-from lbm_lora.workflows import train
 
 WARM = 3
 """Ignored steps at the start of a round."""
@@ -137,7 +135,7 @@ def _package(base: Path, options: Options, folder: Path, *, cache_latents: bool)
     (folder / "train.yaml").write_text(yaml.safe_dump({**data, **model, **steps, **files}))
     shutil.rmtree(folder / "run", ignore_errors=True)
     clock = StepClock()
-    train.run(TrainRunConfig(path_config=folder / "train.yaml"), clock)
+    train(folder / "train.yaml", progress=clock)
     return step_times(clock.readings)
 
 

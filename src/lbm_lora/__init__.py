@@ -24,13 +24,6 @@ if TYPE_CHECKING:
     from lbm_lora.adapter import Adapter as Adapter
     from lbm_lora.adapter import LoraModule as LoraModule
     from lbm_lora.adapter import save_adapter as save_adapter
-    from lbm_lora.api.hub import push as push
-    from lbm_lora.api.loras import compress as compress
-    from lbm_lora.api.measured import validate as validate
-    from lbm_lora.api.models import infer as infer
-    from lbm_lora.api.models import inspect as inspect
-    from lbm_lora.api.networks import validate_outputs as validate_outputs
-    from lbm_lora.api.training import train as train
     from lbm_lora.apply import ScaledAdapter as ScaledAdapter
     from lbm_lora.apply import fuse_module as fuse_module
     from lbm_lora.apply import inject as inject
@@ -63,6 +56,7 @@ if TYPE_CHECKING:
     from lbm_lora.verbs.adapters import ResizedAdapter as ResizedAdapter
     from lbm_lora.verbs.base import make_base as make_base
     from lbm_lora.verbs.calibrate import calibrate as calibrate
+    from lbm_lora.verbs.compress import compress as compress
     from lbm_lora.verbs.convert import convert as convert
     from lbm_lora.verbs.data_check import check_data as check_data
     from lbm_lora.verbs.data_pack import pack_data as pack_data
@@ -70,22 +64,22 @@ if TYPE_CHECKING:
     from lbm_lora.verbs.extract import extract as extract
     from lbm_lora.verbs.extract import extract_several as extract_several
     from lbm_lora.verbs.fuse import fuse as fuse
+    from lbm_lora.verbs.infer import infer as infer
+    from lbm_lora.verbs.inspect import inspect as inspect
     from lbm_lora.verbs.layers import layers as layers
     from lbm_lora.verbs.merge import merge as merge
+    from lbm_lora.verbs.push import push as push
     from lbm_lora.verbs.refine import refine as refine
     from lbm_lora.verbs.resize import resize as resize
     from lbm_lora.verbs.resize import resize_several as resize_several
+    from lbm_lora.verbs.train import train as train
+    from lbm_lora.verbs.validate import validate as validate
+    from lbm_lora.verbs.validate import validate_outputs as validate_outputs
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "adapter": "Adapter LoraModule save_adapter",
-    "api.hub": "push",
-    "api.loras": "compress",
-    "api.measured": "validate",
-    "api.models": "infer inspect",
-    "api.networks": "validate_outputs",
-    "api.training": "train",
     "apply": "ScaledAdapter fuse_module inject",
     "checkpoint": "Checkpoint",
     "errors": "AdapterError CheckpointError ConfigError DataError HubError ImageError InputError LbmLoraError "
@@ -98,15 +92,21 @@ _HOMES = {
     "verbs.calibrate": "calibrate",
     "verbs.extract": "extract extract_several",
     "verbs.base": "make_base",
+    "verbs.compress": "compress",
     "verbs.convert": "convert",
     "verbs.data_check": "check_data",
     "verbs.data_pack": "pack_data",
     "verbs.doctor": "doctor",
     "verbs.fuse": "fuse",
+    "verbs.infer": "infer",
+    "verbs.inspect": "inspect",
     "verbs.layers": "layers",
     "verbs.merge": "merge",
+    "verbs.push": "push",
     "verbs.resize": "resize resize_several",
     "verbs.refine": "refine",
+    "verbs.train": "train",
+    "verbs.validate": "validate validate_outputs",
 }
 """Module -> the public names that are loaded from it on first use (PEP 562); a test compares them with those above."""
 

@@ -90,14 +90,15 @@ class Outputs:
         Raises:
             OutputError: one is an input, a folder or written twice, cannot be written, or is not ours to replace.
         """
-        seen: set[Path] = set()
+        seen: set[str] = set()
+        foreign: list[tuple[Path, str]] = []
         for path, name in self._outputs:
-            real = _real(path)
-            if real in seen:
+            absolute = os.path.abspath(path)  # noqa: PTH100 - without links
+            if absolute in seen:
                 raise OutputError(f"{name} would be written twice. Choose another path.")
-            seen.add(real)
-            self._check_place(path, name)
-        foreign = [(path, name) for path, name in self._outputs if path.exists() and not self._is_replaceable(path)]
+            seen.add(absolute)
+            if self._is_there(path, name) and not self._is_replaceable(path):
+                foreign.append((path, name))
         if foreign:
             (first, name), *others = foreign
             why = "a training run has saved it" if is_trained(first) else "lbm-lora did not write it"
@@ -111,8 +112,10 @@ class Outputs:
     def _is_replaceable(self, path: Path) -> bool:
         return self.overwrite or is_ours(path) or (self._replaces_trained and is_trained(path))
 
-    def _check_place(self, path: Path, name: str) -> None:
-        given = self._inputs.get(identity_of(path) or (0, 0))
+    def _is_there(self, path: Path, name: str) -> bool:
+        """Check the place of an output, and return whether a file is there already."""
+        identity = identity_of(path)
+        given = self._inputs.get(identity) if identity else None
         if given is not None:
             is_named = os.path.abspath(given) == os.path.abspath(path)  # noqa: PTH100 - links show
             what = "an input of this command and" if is_named else f"{given}, an input of this command, and"
@@ -120,6 +123,7 @@ class Outputs:
         check_writable(path, name)
         if path.is_dir():
             raise OutputError(f"{name} is a folder. Give the path of a file.")
+        return identity is not None
 
 
 def check_writable(path: Path, name: str = "") -> None:
@@ -195,8 +199,9 @@ def together() -> Generator[None]:
     token = _waiting.set(waiting)
     try:
         yield
-        for path, temporary in waiting.items():
-            temporary.replace(path)
+        for path in [*waiting]:
+            waiting[path].replace(path)
+            del waiting[path]
     finally:
         _waiting.reset(token)
         for temporary in waiting.values():
@@ -319,11 +324,3 @@ def file_digest(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _real(path: Path) -> Path:
-    """Return a path without links; a loop of links stays."""
-    try:
-        return path.resolve()
-    except (OSError, RuntimeError, ValueError):
-        return path.absolute()

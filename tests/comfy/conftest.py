@@ -12,15 +12,11 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import lbm_lora
 from lbm_lora.adapter import Adapter
 from lbm_lora.bundled import BACKBONE, PAIRS, TUNED
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.configs.base import BaseConfig
-from lbm_lora.configs.infer import InferConfig
 from lbm_lora.model.resolve import config_to_metadata, resolve_config
-from lbm_lora.verbs.extract import extract
-from lbm_lora.workflows import base as base_workflow
-from lbm_lora.workflows import infer as infer_workflow
 
 from .server import ROOT, ComfyServer, Pixels, Prompt, python_of
 
@@ -42,21 +38,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models, loras, images = (root / name for name in ("models/diffusion_models", "models/loras", "input"))
     for folder in (models, loras, images):
         folder.mkdir(parents=True)
-    base_workflow.run(
-        BaseConfig(
-            config_path=TUNED / "config.yaml",
-            backbone_signature=str(BACKBONE),
-            save_path=root / "mini_base.safetensors",
-        )
-    )
+    options: Any = {"config_path": TUNED / "config.yaml", "backbone_signature": str(BACKBONE)}
+    lbm_lora.make_base(root / "mini_base.safetensors", **options)
     shutil.copy(root / "mini_base.safetensors", models)
     with open_checkpoint(TUNED / "model.safetensors") as tuned:
         metadata = config_to_metadata(resolve_config(tuned))
     save_file(load_file(TUNED / "model.safetensors"), models / "relight.safetensors", metadata)
-    extract(
-        base=models / "mini_base.safetensors",
-        tuned=models / "relight.safetensors",
-        save_to=loras / "relight.safetensors",
+    lbm_lora.extract(
+        models / "mini_base.safetensors", models / "relight.safetensors", save_to=loras / "relight.safetensors"
     )
     adapter = Adapter.load(loras / "relight.safetensors")
     adapter.save(loras / "relight_comfyui.safetensors", "comfyui")
@@ -84,16 +73,12 @@ def infer(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
 
     def run(base: str = "mini_base", lora: tuple[str, ...] = ("relight",), **options: Any) -> Pixels:
         output = tmp_path_factory.mktemp("infer") / "out.png"
-        infer_workflow.run(
-            InferConfig(
-                base_model_path=files / f"models/diffusion_models/{base}.safetensors",
-                lora_path=tuple(files / f"models/loras/{name}.safetensors" for name in lora),
-                source_image=str(files / "input/source.png"),
-                output_path=str(output),
-                torch_dtype="float",
-                device="cpu",
-                **options,
-            )
+        lbm_lora.infer(
+            files / f"models/diffusion_models/{base}.safetensors",
+            files / "input/source.png",
+            output,
+            [files / f"models/loras/{name}.safetensors" for name in lora],
+            **{"torch_dtype": "float", "device": "cpu", **options},
         )
         return np.array(Image.open(output).convert("RGB")).astype(np.int64)
 

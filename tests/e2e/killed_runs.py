@@ -63,7 +63,7 @@ def run(file: Path, folder: Path, prepare: Callable[[], Killer]) -> int:
     """One run in a process of its own; returns the signal that ended it, 0 for none."""
     child = os.fork()
     if not child:
-        config = read_train_config(file, [("save_ckpt_path", str(folder))])
+        config = read_train_config(file, {"save_ckpt_path": folder})
         assert config.base_model_path is not None
         fit(config, config.base_model_path, prepare())
         os._exit(0)

@@ -43,19 +43,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(folder: Path) -> Path:
-    config = lbm_lora.BaseConfig(
+    made = lbm_lora.make_base(
+        folder / "exact_base.ckpt",
         config_path=bundled.TUNED / "config.yaml",
         backbone_signature=str(bundled.BACKBONE),
-        save_path=folder / "exact_base.ckpt",
     )
-    return lbm_lora.run_base(config).base.safetensors
+    return made.base.safetensors
 
 
 @pytest.fixture(scope="module")
 def lora(folder: Path, base: Path) -> Path:
     path = folder / "relight.safetensors"
-    config = lbm_lora.ExtractConfig(base_model_path=base, tuned_model_path=bundled.TUNED, save_to=path, rank=8)
-    lbm_lora.run_extract(config)
+    lbm_lora.extract(base, bundled.TUNED, save_to=path, rank=8)
     return path
 
 
@@ -74,19 +73,18 @@ def test_the_pipeline_does_what_infer_does_and_its_folder_needs_diffusers_alone(
     photo = Image.open(SOURCE)
     image = pipe(photo, num_inference_steps=2, mask=None, seed=3, size=128).images[0]
 
-    options = lbm_lora.InferConfig(
-        base_model_path=base,
-        lora_path=(lora,),
-        lora_scale=(0.8,),
+    lbm_lora.infer(
+        base,
+        SOURCE,
+        folder / "infer.png",
+        lora,
+        lora_scale=0.8,
         num_inference_steps=2,
         seed=3,
         size=128,
         torch_dtype="float",
         device="cpu",
-        source_image=str(SOURCE),
-        output_path=str(folder / "infer.png"),
     )
-    lbm_lora.run_infer(options)
     assert np.abs(pixels(image) - pixels(folder / "infer.png")).max() <= 2
     with pipe.lora_scale(0.0):
         base_image = pipe(photo, num_inference_steps=2, seed=3, size=128).images[0]

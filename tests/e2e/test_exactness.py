@@ -1,7 +1,6 @@
 """The promises about exactness, on the bundled mini model and its real fine-tune."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,21 +9,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lbm_lora import (
-    BaseConfig,
-    InferConfig,
-    ScaledAdapter,
-    ValidateConfig,
-    bundled,
-    fuse_module,
-    inject,
-    load_adapter,
-    load_model,
-    open_checkpoint,
-    run_base,
-    run_infer,
-    run_validate,
-)
+import lbm_lora
+from lbm_lora import ScaledAdapter, bundled, fuse_module, infer, inject, load_adapter, load_model, open_checkpoint
 
 pytestmark = pytest.mark.e2e
 
@@ -35,8 +21,7 @@ TUNED = bundled.TUNED / "model.safetensors"
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base of the mini backbone, in bf16."""
     path = tmp_path_factory.mktemp("base") / "base.ckpt"
-    config = BaseConfig(config_path=bundled.TUNED / "config.yaml", save_path=path, tuned_model_path=TUNED)
-    outcome = run_base(config)
+    outcome = lbm_lora.make_base(path, config_path=bundled.TUNED / "config.yaml", tuned_model_path=TUNED)
     assert outcome.baseline is not None
     assert outcome.baseline.can_be_base, outcome.baseline.verdict
     return outcome.base.safetensors
@@ -45,9 +30,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def extract(base: Path, folder: Path, rank: int, precision: str) -> Path:
     """The LoRA of one rank for linear and conv layers."""
     path = folder / f"lora_{rank}_{precision}.safetensors"
-    extract(
-        base=base,
-        tuned=TUNED,
+    lbm_lora.extract(
+        base,
+        TUNED,
         save_to=path,
         rank=rank,
         conv_rank=rank,
@@ -102,11 +87,8 @@ def test_the_base_is_the_backbone_cropped_bit_for_bit(base: Path) -> None:
 
 
 @pytest.mark.parametrize(("precision", "limit"), [("bf16", 0.003), ("float", 1e-5)])
-def test_full_rank_error(base: Path, full_rank: dict[str, Path], tmp_path: Path, precision: str, limit: float) -> None:
-    config = ValidateConfig(
-        base_model_path=base, tuned_model_path=TUNED, lora_path=full_rank[precision], report=tmp_path
-    )
-    weights = run_validate(config).report.weights
+def test_full_rank_error(base: Path, full_rank: dict[str, Path], precision: str, limit: float) -> None:
+    weights = lbm_lora.validate(base, TUNED, full_rank[precision]).weights
     assert weights.matched == 792
     assert weights.success_rate == 1
     assert weights.mean_module_error <= limit
@@ -127,16 +109,9 @@ def test_any_rank_is_optimal_on_every_module(base: Path, tmp_path: Path, rank: i
         assert found <= 1.001 * optimum + 1e-5 * np.linalg.norm(delta), name
 
 
-def test_full_rank_gives_the_tuned_models_image(base: Path, full_rank: dict[str, Path], tmp_path: Path) -> None:
-    config = ValidateConfig(
-        base_model_path=base,
-        tuned_model_path=TUNED,
-        lora_path=full_rank["float"],
-        images=tuple(str(path) for path in sorted(bundled.PAIRS.glob("*.source.png"))[:3]),
-        report=tmp_path,
-        torch_dtype="float",
-    )
-    outputs = run_validate(config).report.outputs
+def test_full_rank_gives_the_tuned_models_image(base: Path, full_rank: dict[str, Path]) -> None:
+    images = sorted(bundled.PAIRS.glob("*.source.png"))[:3]
+    outputs = lbm_lora.validate(base, TUNED, full_rank["float"], images=images).outputs
     assert outputs is not None
     scores = {entry.variant: float(entry.worst_psnr) for entry in outputs.summary}
     assert scores["base + LoRA"] >= 45
@@ -165,11 +140,8 @@ def test_scale_0_gives_the_bases_image_exactly(base: Path, full_rank: dict[str, 
 
 def test_scale_0_writes_the_bases_file(base: Path, full_rank: dict[str, Path], tmp_path: Path) -> None:
     source = sorted(bundled.PAIRS.glob("*.source.png"))[0]
-    common: dict[str, Any] = {"base_model_path": base, "source_image": str(source), "torch_dtype": "float"}
-    run_infer(InferConfig(output_path=str(tmp_path / "base.png"), **common))
-    run_infer(
-        InferConfig(output_path=str(tmp_path / "off.png"), lora_path=(full_rank["bf16"],), lora_scale=(0.0,), **common)
-    )
+    infer(base, source, tmp_path / "base.png", torch_dtype="float")
+    infer(base, source, tmp_path / "off.png", full_rank["bf16"], lora_scale=0.0, torch_dtype="float")
     assert (tmp_path / "off.png").read_bytes() == (tmp_path / "base.png").read_bytes()
 
 
@@ -191,14 +163,6 @@ def test_a_file_of_the_earlier_implementation_applies_with_scaling_1(
     source = sorted(bundled.PAIRS.glob("*.source.png"))[0]
     for name in ("earlier", "today"):
         with pytest.warns(UserWarning, match="does not say which base it was made from"):
-            run_infer(
-                InferConfig(
-                    base_model_path=base,
-                    lora_path=(tmp_path / f"{name}.safetensors",),
-                    source_image=str(source),
-                    output_path=str(tmp_path / f"{name}.png"),
-                    torch_dtype="float",
-                )
-            )
+            infer(base, source, tmp_path / f"{name}.png", tmp_path / f"{name}.safetensors", torch_dtype="float")
     one, other = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("earlier", "today"))
     assert np.array_equal(one, other)

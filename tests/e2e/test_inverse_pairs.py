@@ -17,12 +17,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = lbm_lora.BaseConfig(
+    made = lbm_lora.make_base(
+        tmp_path_factory.mktemp("base") / "exact_base.ckpt",
         config_path=bundled.TUNED / "config.yaml",
         backbone_signature=str(bundled.BACKBONE),
-        save_path=tmp_path_factory.mktemp("base") / "exact_base.ckpt",
     )
-    return lbm_lora.run_base(config).base.safetensors
+    return made.base.safetensors
 
 
 @pytest.fixture(scope="module")

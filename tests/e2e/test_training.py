@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,12 +15,10 @@ import pytest
 import torch
 import yaml
 
-from lbm_lora import ExtractConfig, bundled, load_adapter
+import lbm_lora
+from lbm_lora import bundled, load_adapter
 from lbm_lora.adapter import Adapter
 from lbm_lora.cli.main import main
-from lbm_lora.configs.base import BaseConfig
-from lbm_lora.configs.train import TrainRunConfig
-from lbm_lora.workflows import base, extract, train
 from standins import TINY, write_base, write_lbm
 
 pytestmark = pytest.mark.e2e
@@ -114,10 +111,8 @@ def test_the_shipped_file_trains_the_bundled_model(documented_folder: Path) -> N
     folder, lora = documented_folder, documented_folder / "lora/checkpoints/my_lora.safetensors"
     tuned = folder / "examples/inference/ckpts/relighting/model.safetensors"
     if not lora.exists():
-        made = base.run(
-            BaseConfig(config_path=tuned.with_name("config.yaml"), save_path=lora.with_name("exact_base.ckpt"))
-        )
-        extract.run(ExtractConfig(base_model_path=made.base.ckpt, tuned_model_path=tuned, save_to=lora, rank=8))
+        made = lbm_lora.make_base(lora.with_name("exact_base.ckpt"), config_path=tuned.with_name("config.yaml"))
+        lbm_lora.extract(made.base.ckpt, tuned, save_to=lora, rank=8)
     before = load_adapter(lora)
     assert main(["data", "pack", str(bundled.PAIRS), "--to", str(folder / "data/pairs"), "--shard_count", "6"]) == 0
     line = (
@@ -182,7 +177,7 @@ def test_the_base_is_made_of_a_backbone(file: Callable[..., Path], tmp_path: Pat
         lora_target_modules=["attn1"],
         max_steps=1,
     )
-    assert train.run(TrainRunConfig(path_config=path)).step == 1
+    assert lbm_lora.train(path).step == 1
     assert made.exists()
 
 
@@ -231,34 +226,3 @@ def test_two_processes_are_one_with_the_same_batch(file: Callable[..., Path], tm
         assert distance(tmp_path / f"one/{name}.safetensors", tmp_path / f"two/{name}.safetensors") < 1e-5
     assert (tmp_path / "two/pictures/step-000002.png").read_bytes()
     assert "validation on 3 pairs" in done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "slurm"])
-def test_two_nodes_are_one_with_the_same_batch(file: Callable[..., Path], tmp_path: Path, launcher: str) -> None:
-    """Each node is one process here; SLURM is its environment variables, which is all that Lightning looks at."""
-    path = file(max_steps=2)
-    command = ["lbm_lora.cli.main", "train", "--path_config", str(path)]
-    run([sys.executable, "-m", *command, "--batch_size", "4", "--save_ckpt_path", str(tmp_path / "one")])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    words = [sys.executable, "-m", *command, "--num_nodes", "2"]
-    variables = [{}, {}]
-    if launcher == "torchrun":
-        options = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "test"]
-        endpoint = ["--rdzv_endpoint", f"127.0.0.1:{port}"]
-        words = [*words[:2], "torch.distributed.run", *options, *endpoint, *words[1:]]
-    else:
-        job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NNODES": "2", "SLURM_NODELIST": "127.0.0.1"}
-        tasks = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_LOCALID": "0"}
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        variables = [job | tasks | place | {"SLURM_PROCID": rank, "SLURM_NODEID": rank} for rank in ("0", "1")]
-    nodes = [
-        subprocess.Popen(words, env=ENVIRONMENT | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for more in variables
-    ]
-    outputs = [node.communicate(timeout=280) for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], outputs
-    assert sum("Trained 2 of 2 steps" in out for out, _ in outputs) == 1
-    assert distance(tmp_path / "one/last.safetensors", tmp_path / "run/last.safetensors") < 1e-5

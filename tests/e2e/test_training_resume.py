@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.errors import ConfigError, DataError, OutputError, QualityError
-from lbm_lora.progress import SILENT
 from lbm_lora.training.checkpoint import RunFolder, load_state
 from lbm_lora.training.loop import TrainingLoop
 from lbm_lora.training.settings.train_config import TrainConfig
 from lbm_lora.training.validation import measure
-from lbm_lora.workflows.train import run, trained
+from lbm_lora.verbs import train as verbs
 from nano import Recorder, same, train
 
 pytestmark = pytest.mark.e2e
@@ -153,9 +151,9 @@ def test_a_finished_run_without_its_state_is_not_begun_again(config: Config) -> 
     before = folder.last.read_bytes()
     folder.state.unlink()
     with pytest.raises(OutputError, match=r"last\.safetensors exists, and a training run has saved it\. .* overwrite"):
-        trained(config(max_steps=2, seed=1), SILENT)
+        verbs.train(config(max_steps=2, seed=1).model_dump())
     assert folder.last.read_bytes() == before
-    trained(config(max_steps=2, seed=1), SILENT, overwrite=True)
+    verbs.train(config(max_steps=2, seed=1).model_dump(), overwrite=True)
     assert folder.last.read_bytes() != before
 
 
@@ -201,10 +199,12 @@ def test_a_copied_folder_does_not_train_over_the_first_one(
     shutil.copytree(folder.path, tmp_path / "copy")
     copied = tmp_path / "copy" / "config.yaml"
     with pytest.raises(ConfigError, match=r"copy/config\.yaml is in the folder of a run, but its save_ckpt_path is "):
-        run(TrainRunConfig(path_config=copied, overrides=(("max_steps", "4"),)))
+        verbs.train(copied, max_steps=4)
     assert folder.last.read_bytes() == before
-    again = (("max_steps", "4"), ("save_ckpt_path", str(tmp_path / "copy")))
-    assert run(TrainRunConfig(path_config=copied, overrides=again)).last == tmp_path / "copy" / "last.safetensors"
+    assert (
+        verbs.train(copied, max_steps=4, save_ckpt_path=tmp_path / "copy").last
+        == tmp_path / "copy" / "last.safetensors"
+    )
     assert folder.last.read_bytes() == before
 
 
@@ -231,7 +231,7 @@ def test_another_run_does_not_go_on(config: Config) -> None:
         with pytest.raises(ConfigError, match=message):
             train(config(max_steps=3, **change))
     with pytest.raises(OutputError, match=r"last\.safetensors exists, and a training run has saved it"):
-        trained(config(max_steps=3, resume="never"), SILENT)
+        verbs.train(config(max_steps=3, resume="never").model_dump())
 
 
 def test_the_training_file_of_a_run_stays_as_the_user_has_left_it(config: Config, tmp_path: Path) -> None:
@@ -240,11 +240,11 @@ def test_the_training_file_of_a_run_stays_as_the_user_has_left_it(config: Config
     file = tmp_path / "run" / "config.yaml"
     file.write_text(f"# longer\n{file.read_text().replace('max_steps: 1', 'max_steps: 2')}")
     edited = file.read_text()
-    assert run(TrainRunConfig(path_config=file)).step == 2
+    assert verbs.train(file).step == 2
     assert file.read_text() == edited
     file.write_text("".join(edited.splitlines(keepends=True)[2:]).replace("max_steps: 2", "max_steps: 3"))
     edited = file.read_text()
-    assert run(TrainRunConfig(path_config=file)).step == 3, "also without the line that marks it as ours"
+    assert verbs.train(file).step == 3, "also without the line that marks it as ours"
     assert file.read_text() == edited
 
 

@@ -12,17 +12,16 @@ from PIL import Image
 from torch import Tensor
 
 from lbm_lora.adapter import load_adapter
+from lbm_lora.adapter.twins import write_twins
 from lbm_lora.apply import ScaledAdapter, fuse_module
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import DataError, OutputError, QualityError, WrongBaseError
 from lbm_lora.model.build import load_model
-from lbm_lora.progress import SILENT
 from lbm_lora.training.checkpoint import RunFolder, load_state
 from lbm_lora.training.settings.train_config import TrainConfig, read_train_config
 from lbm_lora.training.trainee import trained_steps
 from lbm_lora.training.validation import Scores
-from lbm_lora.workflows.train import trained
-from lbm_lora.workflows.twins import write_twins
+from lbm_lora.verbs import train as verbs
 from nano import Recorder, same, train
 
 pytestmark = pytest.mark.e2e
@@ -101,7 +100,7 @@ def test_a_file_of_the_run_is_no_input_of_it(config: Config) -> None:
     made = train(config(max_steps=2))
     chosen = config(lora_weights_path=made.folder.last, lora_rank=None, lora_target_modules=None)
     with pytest.raises(OutputError, match=r"last\.safetensors is an input of this command"):
-        trained(chosen, SILENT)
+        verbs.train(chosen.model_dump())
 
 
 @pytest.mark.parametrize("step", [0, 4])
@@ -124,13 +123,13 @@ def test_the_best_lora_by_another_validation_gets_a_name_of_its_own(
 
 
 def test_a_run_whose_last_lora_was_moved_away_goes_on_with_other_settings(config: Config, tmp_path: Path) -> None:
-    folder = RunFolder(trained(config(max_steps=2), SILENT).folder)
+    folder = RunFolder(verbs.train(config(max_steps=2).model_dump()).folder)
     saved = folder.step_file(2).read_bytes()
     folder.last.rename(tmp_path / "moved.safetensors")
-    trained(config(max_steps=2, learning_rate=5e-3), SILENT)
+    verbs.train(config(max_steps=2, learning_rate=5e-3).model_dump())
     assert folder.last.samefile(folder.step_file(2))
     folder.last.unlink()
-    trained(config(max_steps=4, learning_rate=1e-3), SILENT)
+    verbs.train(config(max_steps=4, learning_rate=1e-3).model_dump())
     assert folder.step_file(2).read_bytes() == saved
     assert folder.last.samefile(folder.step_file(4))
 
@@ -138,19 +137,19 @@ def test_a_run_whose_last_lora_was_moved_away_goes_on_with_other_settings(config
 @pytest.mark.parametrize("name", ["last", "best", "step-000002"])
 def test_a_lora_of_somebody_else_stays(config: Config, pairs: Path, name: str) -> None:
     chosen = config(max_steps=2, validation_folder=pairs)
-    trained(chosen, SILENT)
+    verbs.train(chosen.model_dump())
     path = chosen.save_ckpt_path / f"{name}.safetensors"
     path.unlink()
     path.write_bytes(b"somebody's")
     with pytest.raises(OutputError, match=rf"{name}\.safetensors exists, and lbm-lora did not write it\."):
-        trained(config(max_steps=4, validation_folder=pairs), SILENT)
+        verbs.train(config(max_steps=4, validation_folder=pairs).model_dump())
     assert path.read_bytes() == b"somebody's"
 
 
 def test_twins_of_the_run_in_the_folder_are_replaced(config: Config) -> None:
     def go_on(steps: int, *, overwrite: bool = False) -> RunFolder:
         chosen = config(max_steps=steps)
-        folder = RunFolder(trained(chosen, SILENT, also=("comfyui",), overwrite=overwrite).folder)
+        folder = RunFolder(verbs.train(chosen.model_dump(), also=("comfyui",), overwrite=overwrite).folder)
         write_twins(folder.last, ("comfyui",))
         return folder
 

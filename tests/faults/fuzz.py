@@ -98,7 +98,7 @@ def seeds(goods: Goods) -> dict[str, tuple[Reader, list[Path]]]:
         "image": (lambda path: read_image(path), [goods / "images/0.png", goods / "mask.png"]),
         "shard": (read_samples, [goods / "shards/0.tar"]),
         "config.yaml": (lambda path: checkpoint_shapes(read_config(path)), [goods / "config.yaml"]),
-        "training file": (lambda path: read_train_config(path, []), [goods / "train.yaml"]),
+        "training file": (read_train_config, [goods / "train.yaml"]),
     }
     for name in FOREIGN:
         path = goods / ("lbm/peft/adapter_model.safetensors" if name == "peft" else f"lbm/{name}.safetensors")

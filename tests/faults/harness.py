@@ -99,7 +99,7 @@ class Worker:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Every file of a folder, by its path in it, with a digest of what it is."""
+    """Every file of a folder, by its path in it, with a digest of what it is; folders do not count."""
     found: dict[str, str] = {}
     for path in sorted(folder.rglob("*")):
         mode = path.lstat().st_mode
@@ -107,6 +107,8 @@ def contents(folder: Path) -> dict[str, str]:
             what = f"link to {path.readlink()}"
         elif stat.S_ISREG(mode):
             what = hashlib.sha256(path.read_bytes()).hexdigest()
+        elif stat.S_ISDIR(mode):
+            continue
         else:
             what = oct(stat.S_IFMT(mode))
         found[str(path.relative_to(folder))] = what

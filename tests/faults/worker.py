@@ -27,9 +27,9 @@ MEMORY = 6 * 2**30
 """Bytes of address space that a command may take beyond the imported libraries."""
 
 LIBRARIES = (
-    "lbm_lora.verbs.extract", "lbm_lora.workflows.validate", "lbm_lora.workflows.infer",
-    "lbm_lora.workflows.infer_shards", "lbm_lora.workflows.merge", "lbm_lora.workflows.inspect",
-    "lbm_lora.workflows.train", "lbm_lora.verbs.refine", "lbm_lora.verbs.calibrate", "lbm_lora.training.fit",
+    "lbm_lora.verbs.extract", "lbm_lora.verbs.validate", "lbm_lora.verbs.infer",
+    "lbm_lora.verbs.infer_shards", "lbm_lora.verbs.merge", "lbm_lora.verbs.inspect",
+    "lbm_lora.verbs.train", "lbm_lora.verbs.refine", "lbm_lora.verbs.calibrate", "lbm_lora.training.fit",
 )  # fmt: skip
 
 

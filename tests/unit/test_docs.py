@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lbm_lora.cli.commands import COMMANDS
+from lbm_lora.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(

@@ -21,7 +21,7 @@ from lbm_lora.checkpoint import NATIVE, Component, FileKind, kind_of, open_check
 from lbm_lora.configs.values import AlphaIs, FormatName
 from lbm_lora.errors import AdapterError, CheckpointError, InputError, Option, OutputError, listing
 from lbm_lora.factorize import PACKED, rank_bound
-from lbm_lora.files import Outputs, file_digest, is_ours, together, write_text
+from lbm_lora.files import Outputs, file_digest, is_ours, is_trained, together, write_text
 from lbm_lora.naming import ModuleName, leaf_of
 from lbm_lora.progress import warn
 
@@ -230,7 +230,9 @@ def plan_files(outputs: Outputs, path: Path, format: FormatName, what: str = "")
     weights, *configs = files_of(path, format)
     outputs.writes(weights, what)
     for config in configs:
-        if not is_ours(weights):  # PEFT refuses unknown keys, so the mark is in the weights alone
+        if not (
+            is_ours(weights) or is_trained(weights)
+        ):  # PEFT refuses unknown keys, so the mark is in the weights alone
             outputs.writes(config, what)
 
 

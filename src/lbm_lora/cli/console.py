@@ -29,11 +29,12 @@ from pydantic import BaseModel
 from rich.console import Console as Terminal
 
 from lbm_lora.cli.bars import Bars
-from lbm_lora.cli.spelling import as_flag, line, printable
+from lbm_lora.cli.spelling import line, printable
 from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout, write, write_result
 from lbm_lora.errors import InputError, LbmLoraError, QualityError, spelled
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.runtime import Terminated, terminated_as_exception
+from lbm_lora.verbs.verb import as_flag
 
 _UNEXPECTED = LbmLoraError.exit_code
 _REFUSED_MEMORY = ("can't allocate memory", "could not create a primitive", "unable to mmap", "bad_alloc")

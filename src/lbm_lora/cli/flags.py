@@ -3,21 +3,25 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
-from functools import cache
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Interval
 
-from lbm_lora.configs.docstrings import docstrings
-from lbm_lora.configs.marks import Bounds, Mark, Named
-from lbm_lora.verbs import options
-from lbm_lora.verbs.options import ADVANCED, HIDDEN, POSITIONAL
+from lbm_lora.verbs.options import ADVANCED, HIDDEN, POSITIONAL, REQUIRED, Mark, Named
 from lbm_lora.verbs.verb import Parameter, parameters, with_flags
 
 _WORDS = {str: "TEXT", Path: "PATH", int: "N", float: "NUMBER", bool: ""}
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Smallest and largest number that an option takes."""
+
+    least: float
+    most: float = math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +29,11 @@ class Flag:
     """One option of a command line.
 
     Attributes:
-        name: name of the field.
+        name: name on the command line.
         kind: type of one value: str, Path, int, float or bool.
         word: placeholder for the value in the help; empty for a switch.
         about: its effect, in one paragraph.
-        default: default of the field; `MISSING` if a value must be given.
+        default: what it is without the flag; `MISSING` if a value must be given.
         takes_text: whether a number may also be a text with a `=`.
         choices: the allowed values, if they are words.
         takes_several: whether it takes one or more values.
@@ -58,12 +62,12 @@ class Flag:
     @property
     def is_positional(self) -> bool:
         """Whether it is given as a word without its name."""
-        return Mark.POSITIONAL in self.marks or POSITIONAL in self.marks
+        return POSITIONAL in self.marks
 
     @property
     def is_advanced(self) -> bool:
         """Whether it is listed after the options that most runs need."""
-        return Mark.ADVANCED in self.marks or ADVANCED in self.marks
+        return ADVANCED in self.marks
 
     @property
     def is_switch(self) -> bool:
@@ -84,7 +88,7 @@ class Flag:
         return f"--{self.name} {self.word}{several}" if self.word else f"--{self.name}"
 
 
-def flags_of_verb(function: Callable[..., Any]) -> tuple[Flag, ...]:
+def flags_of(function: Callable[..., Any]) -> tuple[Flag, ...]:
     """Return the flags of a verb, in the order of its parameters, without those for Python only."""
     known = parameters(function)
     return tuple(_flag_of(one, known) for one in known.values() if HIDDEN not in one.marks)
@@ -95,10 +99,10 @@ def _flag_of(one: Parameter, known: Mapping[str, Parameter]) -> Flag:
     choices = tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else ()
     takes_text = kind == float | str
     kind = str if choices else float if takes_text else kind
-    word = next((mark.word for mark in extras if isinstance(mark, options.Named)), "|".join(choices) or _WORDS[kind])
+    word = next((mark.word for mark in extras if isinstance(mark, Named)), "|".join(choices) or _WORDS[kind])
     limits = next((mark for mark in extras if isinstance(mark, Interval)), None)
     bounds = limits and Bounds(limits.ge, math.inf if limits.le is None else limits.le)
-    is_required = one.default is inspect.Parameter.empty or options.REQUIRED in extras
+    is_required = one.default is inspect.Parameter.empty or REQUIRED in extras
 
     return Flag(
         name=one.flag,
@@ -110,41 +114,8 @@ def _flag_of(one: Parameter, known: Mapping[str, Parameter]) -> Flag:
         choices=choices,
         takes_several=several,
         bounds=bounds,
-        marks=frozenset(mark for mark in extras if isinstance(mark, options.Mark)),
+        marks=frozenset(mark for mark in extras if isinstance(mark, Mark)),
         parameter=one.name,
-    )
-
-
-@cache
-def flags_of(config: type) -> tuple[Flag, ...]:
-    """Return the flags of a config, in the order of its fields, without hidden ones."""
-    hints = get_type_hints(config, include_extras=True)
-    about = docstrings(config)
-    flags = (
-        _flag(field.name, hints[field.name], about.get(field.name, ""), _default(field))
-        for field in fields(config)  # pyright: ignore[reportArgumentType]
-    )
-    return tuple(flag for flag in flags if Mark.HIDDEN not in flag.marks)
-
-
-def _flag(name: str, hint: Any, about: str, default: Any) -> Flag:
-    kind, extras, several = taken_apart(hint)
-    choices = tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else ()
-    takes_text = kind == float | str
-    kind = str if choices else float if takes_text else kind
-    words = [one.word for one in extras if isinstance(one, Named)]
-    bounds = [one for one in extras if isinstance(one, Bounds)]
-    return Flag(
-        name=name,
-        kind=kind,
-        word=words[0] if words else "|".join(choices) or _WORDS[kind],
-        about=about,
-        default=default,
-        takes_text=takes_text,
-        choices=choices,
-        takes_several=several,
-        bounds=bounds[0] if bounds else None,
-        marks=frozenset(one for one in extras if isinstance(one, Mark)),
     )
 
 
@@ -156,7 +127,7 @@ def taken_apart(hint: Any) -> tuple[Any, list[Any], bool]:
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         kind, extras, several = taken_apart(parts[0])
-        return kind, [*parts[1:], *extras], several
+        return kind, [*reversed(parts[1:]), *extras], several
     if origin in (UnionType, Union) and parts != (float, str):
         *one, kept = (part for part in parts if part is not NoneType)
         if one and get_origin(kept) is not tuple:
@@ -166,7 +137,3 @@ def taken_apart(hint: Any) -> tuple[Any, list[Any], bool]:
         kind, extras, _ = taken_apart(parts[0])
         return kind, extras, True
     return hint, [], False
-
-
-def _default(field: Any) -> Any:
-    return field.default if field.default_factory is MISSING else field.default_factory()

@@ -1,4 +1,4 @@
-"""The texts of --help, generated from the fields of the configs and their docstrings; 80 columns wide in a pipe."""
+"""The texts of --help, of the signatures of verbs and their docstrings; 80 columns wide in a pipe."""
 
 import json
 import math
@@ -12,11 +12,9 @@ from rich.text import Text
 
 from lbm_lora import __version__
 from lbm_lora.cli.arguments import alternatives
-from lbm_lora.cli.commands import GROUPS, Command
-from lbm_lora.cli.flags import Flag
+from lbm_lora.cli.flags import Bounds, Flag
 from lbm_lora.cli.streams import named_stdout, write
-from lbm_lora.configs.marks import Bounds
-from lbm_lora.verbs.verb import Verb
+from lbm_lora.verbs.verb import GROUPS, Verb
 
 Sections = Mapping[str, Sequence[Flag]]
 """Heading -> the flags below it."""
@@ -43,7 +41,7 @@ def columns() -> int:
     return max(NARROWEST, min(Console().width, WIDEST))
 
 
-def overview(commands: Mapping[str, Command | Verb]) -> Text:
+def overview(commands: Mapping[str, Verb]) -> Text:
     """Return the text of `lbm-lora --help`."""
     width = max(map(len, commands))
     text = Text(f"lbm-lora {__version__}: LoRA for Latent Bridge Matching\n\n")
@@ -56,7 +54,7 @@ def overview(commands: Mapping[str, Command | Verb]) -> Text:
     return text.append("\nlbm-lora COMMAND --help explains a command. New here? lbm-lora demo")
 
 
-def family_help(word: str, commands: Mapping[str, Command | Verb]) -> Text:
+def family_help(word: str, commands: Mapping[str, Verb]) -> Text:
     """Return the text of `lbm-lora data --help`."""
     width = max(map(len, commands))
     text = Text(f"usage: lbm-lora {word} {'|'.join(name.removeprefix(f'{word} ') for name in commands)} ...\n\n")
@@ -65,7 +63,7 @@ def family_help(word: str, commands: Mapping[str, Command | Verb]) -> Text:
     return text.append(f"\nlbm-lora {word} COMMAND --help explains one of them.")
 
 
-def command_help(name: str, command: Command | Verb, sections: Sections, width: int) -> Text:
+def command_help(name: str, command: Verb, sections: Sections, width: int) -> Text:
     """Return the text of `lbm-lora COMMAND --help`.
 
     Args:

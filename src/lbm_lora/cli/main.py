@@ -1,4 +1,4 @@
-"""`lbm-lora COMMAND ...`: the flags of each command are the fields of its workflow's frozen config.
+"""`lbm-lora COMMAND ...`: the flags of each command are the parameters of its verb.
 
 Results go to stdout, progress, notes and other lines to stderr. Exit codes: 0 done, 1 quality limit
 missed or some images failed, 2 bad usage or input, 3 a defect. Help and usage errors load no heavy library such as
@@ -10,36 +10,44 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Interval
 
 from lbm_lora import __version__
 from lbm_lora.cli.arguments import is_asked_for_help, values_of
-from lbm_lora.cli.commands import COMMANDS, all_commands, command_for, family_of
-from lbm_lora.cli.flags import flags_of, flags_of_verb
+from lbm_lora.cli.flags import flags_of
 from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout, prepare_streams, write_result
-from lbm_lora.configs.marks import Threads
 from lbm_lora.errors import ConfigError, InputError, OutputError, spelled
 from lbm_lora.runtime import chosen_threads, sleep_while_waiting, use_large_pages
+from lbm_lora.verbs import SHARDS, VERBS, verb_named
 from lbm_lora.verbs.options import CommandDefault
-from lbm_lora.verbs.verb import Verb, parameters
+from lbm_lora.verbs.verb import Verb, as_flag, parameters
 
 if TYPE_CHECKING:
     from rich.text import Text
 
 
+COMMANDS = tuple(name for name in VERBS if name != SHARDS)
+"""Words that a user types, in the order of the help."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Options for the output of a command."""
+    """Options for the output of a command.
+
+    Args:
+        json: Print the result as JSON on stdout.
+        verbose: Report every layer, not only totals.
+        debug: Show the traceback of an error.
+        threads: Use this many CPU threads per process. Default: OMP_NUM_THREADS if it is set, else 1 for a model of
+            under 100 million parameters and every usable core for a larger one.
+    """
 
     json: bool = False
-    """Print the result as JSON on stdout."""
     verbose: bool = False
-    """Report every layer, not only totals."""
     debug: bool = False
-    """Show the traceback of an error."""
-    threads: Threads | None = None
-    """Use this many CPU threads per process. Default: OMP_NUM_THREADS if it is set, else 1 for a model of under 100
-    million parameters and every usable core for a larger one."""
+    threads: Annotated[int, Interval(ge=1, le=1024)] | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,10 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_asked_for_help(rest):
             return _show(help_of(name, rest))
         _check_current_folder()
-        config, output = parse(name, rest)
+        values, output = parse(name, rest)
     except ConfigError as error:
         return _refuse(error)
-    return _run(name, rest, config, output)
+    return _run(name, rest, values, output)
 
 
 def _check_current_folder() -> None:
@@ -72,34 +80,25 @@ def _check_current_folder() -> None:
         raise ConfigError("the current folder was removed. Change to another one, and run the command again.") from None
 
 
-def parse(name: str, words: Sequence[str]) -> tuple[Any, Output]:
-    """Return the config of a command and the output settings.
+def command_for(name: str, words: Sequence[str]) -> Verb:
+    """Return the verb behind a name; images and shards have different flags."""
+    flags = {word.partition("=")[0].replace("-", "_") for word in words}
+    return verb_named(SHARDS if name == "infer" and "__source_shards" in flags else name)
+
+
+def parse(name: str, words: Sequence[str]) -> tuple[dict[str, Any], Output]:
+    """Return the values of a verb's parameters and the output settings.
 
     Raises:
         ConfigError: the words cannot be read as flags of the command; see `lbm_lora.cli.arguments`.
     """
-    command = command_for(name, words)
-    if isinstance(command, Verb):
-        return _parsed_verb(command, name, words)
-    config = command.config_class()
-    flags, output = flags_of(config), flags_of(Output)
-    overrides: dict[str, Any] = {}
+    verb = command_for(name, words)
+    flags, output = flags_of(verb.function), flags_of(Output)
+    keys: dict[str, Any] = {}
     if name == "train":
-        from lbm_lora.cli.overrides import split_overrides
-        from lbm_lora.cli.training_keys import check_keys, list_keys, text_keys
+        from lbm_lora.cli.training_keys import split_keys
 
-        own_flags = {name for flag in (*flags, *output) for name in (flag.name, f"no_{flag.name}")}
-        words, keys = split_overrides(words, own_flags, list_keys(), text_keys())
-        check_keys(keys, [*flags, *output])
-        overrides = {"overrides": keys}
-    values = values_of([*flags, *output], words, command=name)
-    own = {flag.name: values.pop(flag.name) for flag in output if flag.name in values}
-    return config(**values, **overrides), Output(**own)
-
-
-def _parsed_verb(verb: Verb, name: str, words: Sequence[str]) -> tuple[dict[str, Any], Output]:
-    """Return the values of a verb's parameters and the output settings."""
-    flags, output = flags_of_verb(verb.function), flags_of(Output)
+        words, keys = split_keys(words, [*flags, *output])
     values = values_of([*flags, *output], words, command=name)
     own = {flag.name: values.pop(flag.name) for flag in output if flag.name in values}
     known = parameters(verb.function)
@@ -107,7 +106,7 @@ def _parsed_verb(verb: Verb, name: str, words: Sequence[str]) -> tuple[dict[str,
         one.name: mark.value for one in known.values() for mark in one.marks if isinstance(mark, CommandDefault)
     }
     given = {flag.parameter: values[flag.name] for flag in flags if flag.name in values}
-    return {**defaults, **given}, Output(**own)
+    return {**defaults, **given, **keys}, Output(**own)
 
 
 def help_of(name: str, words: Sequence[str], width: int | None = None) -> "Text":
@@ -119,8 +118,7 @@ def help_of(name: str, words: Sequence[str], width: int | None = None) -> "Text"
     from lbm_lora.cli.help import columns, command_help, sections_of
 
     command = command_for(name, words)
-    flags = flags_of_verb(command.function) if isinstance(command, Verb) else flags_of(command.config_class())
-    sections = sections_of(flags, flags_of(Output))
+    sections = sections_of(flags_of(command.function), flags_of(Output))
     if name == "train":
         from lbm_lora.cli.training_keys import training_sections
 
@@ -129,25 +127,16 @@ def help_of(name: str, words: Sequence[str], width: int | None = None) -> "Text"
     return command_help(name, command, sections, width or columns())
 
 
-def _run(name: str, words: Sequence[str], config: Any, output: Output) -> int:
+def _run(name: str, words: Sequence[str], values: dict[str, Any], output: Output) -> int:
     from lbm_lora.cli.console import session
 
     with session(debug=output.debug) as console, chosen_threads(output.threads, console.progress.note):
-        command = command_for(name, words)
+        verb = command_for(name, words)
         console.progress.start(0, "loading libraries")
-        if isinstance(command, Verb):
-            _, result = command.function(**config, progress=console.progress)
-        else:
-            result = command.workflow().run(config, console.progress)
+        _, result = verb.function(**values, progress=console.progress)
         if getattr(result, "process", 0):
             return console.exit_code  # only the first of several processes reports
-        if isinstance(command, Verb):
-            text = command.text(result, output.verbose)
-        else:
-            from lbm_lora.cli.present import present
-
-            text = present(command.module, result, verbose=output.verbose)
-        console.print_result(text, result, as_json=output.json)
+        console.print_result(verb.text(result, output.verbose), result, as_json=output.json)
         for failure in getattr(result, "failures", ()):
             console.fail(failure)
     return console.exit_code
@@ -164,8 +153,8 @@ def _no_command(word: str, rest: Sequence[str]) -> int:
     from lbm_lora.cli.help import family_help, overview
 
     if word in ("", "-h", "--help"):
-        return _show(overview(all_commands())) or (0 if word else 2)
-    family = family_of(word)
+        return _show(overview({name: verb_named(name) for name in COMMANDS})) or (0 if word else 2)
+    family = {name: verb_named(name) for name in COMMANDS if name.startswith(f"{word} ")}
     if family and (not rest or is_asked_for_help(rest[:1])):
         return _show(family_help(word, family)) or (0 if rest else 2)
     typed = " ".join([word, *rest[:1]]) if family else word
@@ -201,7 +190,7 @@ def _refuse(error: InputError) -> int:
     """Report an error in one line."""
     from rich.console import Console
 
-    from lbm_lora.cli.spelling import as_flag, line
+    from lbm_lora.cli.spelling import line
 
     Console(stderr=True).print(line("error", spelled(error.args, as_flag)), highlight=False, soft_wrap=True)
     return error.exit_code

@@ -1,15 +1,8 @@
-"""How the command line spells options, and lines of a message."""
+"""How the command line spells lines of a message."""
 
 from rich.text import Text
 
-from lbm_lora.errors import Option
-
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
-
-
-def as_flag(option: Option) -> str:
-    """`--exclude`, `--biases keep|drop`, `--no_dense`."""
-    return f"--no_{option.name}" if option.is_off else f"--{option.name} {option.value}".rstrip()
 
 
 def one_line(text: str) -> str:

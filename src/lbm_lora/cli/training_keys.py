@@ -1,21 +1,20 @@
-"""The keys of a training file as flags of `train`: for its help, and to know a key that does not exist."""
+"""The keys of a training file as flags of `train`: `--any.key value`, and their help."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from lbm_lora.cli.arguments import unknown_flag
-from lbm_lora.cli.flags import Flag, taken_apart
-from lbm_lora.configs.docstrings import docstrings
-from lbm_lora.configs.marks import Bounds
+from lbm_lora.cli.arguments import grouped, unknown_flag
+from lbm_lora.cli.flags import Bounds, Flag, taken_apart
 from lbm_lora.errors import ConfigError
+from lbm_lora.text import TextError, parse_yaml
 from lbm_lora.training.settings.data_keys import DataSettings
 from lbm_lora.training.settings.learning_keys import ObjectiveSettings, OptimizerSettings
 from lbm_lora.training.settings.model_keys import ModelSettings
-from lbm_lora.training.settings.train_config import RunSettings, TrainConfig
-from lbm_lora.training.settings.training_file import ELSEWHERE, LARGEST
+from lbm_lora.training.settings.train_config import LIST_KEYS, RunSettings, TrainConfig
+from lbm_lora.training.settings.training_file import COMMAND_LINE, ELSEWHERE, LARGEST, docstrings, yaml_value
 
 SECTIONS = {
     "keys of the training file: the pairs": DataSettings,
@@ -53,14 +52,54 @@ def training_sections() -> dict[str, list[Flag]]:
     return {heading: [_key(name, section) for name in section.model_fields] for heading, section in SECTIONS.items()}
 
 
-def list_keys() -> set[str]:
-    """The keys whose value is a list."""
-    return {name for name, key in TrainConfig.model_fields.items() if "tuple[" in str(key.annotation)}
+def split_keys(words: Sequence[str], own: Sequence[Flag]) -> tuple[list[str], dict[str, Any]]:
+    """Split words into the command's own, and the keys of a training file with their values.
+
+    `--key value`, `--key=value`; several words are a list (`--num_steps 1 2 4`), none stands for true.
+
+    Args:
+        own: the flags of `train` that are not keys.
+
+    Raises:
+        ConfigError: a word belongs to no flag, or a flag is not a key; the message names the nearest.
+    """
+    names = {name for flag in own for name in (flag.name, f"no_{flag.name}")}
+    left: list[str] = []
+    keys: dict[str, Any] = {}
+    for flag, behind in grouped(words):
+        if not flag:
+            raise ConfigError(f"'{behind[0]}' belongs to no flag. A training file is given by --path_config.")
+        written, equals, value = flag.removeprefix("--").partition("=")
+        first, dot, inner = written.partition(".")
+        name = first.replace("-", "_")
+        if not flag.startswith("--") or name in names:
+            left += [flag, *behind]
+            continue
+        if name in ELSEWHERE:
+            raise ConfigError(f"--{name}: {ELSEWHERE[name]}.")
+        if name not in TrainConfig.model_fields:
+            known = [key for section in training_sections().values() for key in section]
+            raise ConfigError(unknown_flag(name, [*own, *known], "train"))
+        keys[f"{name}{dot}{inner}"] = _value(name, [value, *behind] if equals else behind)
+    return left, keys
 
 
-def text_keys() -> set[str]:
-    """The keys whose values are texts or paths."""
-    return {name for name, key in TrainConfig.model_fields.items() if _leaves(key.annotation) <= {str, Path}}
+def _value(key: str, words: Sequence[str]) -> Any:
+    """Return what the words behind a key say as YAML; those of a text or a path are taken as they are."""
+    is_list, is_text = key in LIST_KEYS, _leaves(TrainConfig.model_fields[key].annotation) <= {str, Path}
+    if not words:
+        return True
+    if len(words) == 1 and (words[0] == "null" or not is_list or words[0].startswith("[")):
+        is_literal = is_text and not is_list and words[0] != "null"
+        return words[0] if is_literal else yaml_value(words[0], f"{COMMAND_LINE}: {key}")
+    return list(words) if is_text else [_scalar(word) for word in words]
+
+
+def _scalar(word: str) -> object:
+    try:
+        return parse_yaml(word)
+    except TextError:
+        return word
 
 
 def _leaves(hint: Any) -> set[type[Any]]:
@@ -73,24 +112,6 @@ def _leaves(hint: Any) -> set[type[Any]]:
     if not parts:
         return set() if hint in (type(None), ...) else {hint}
     return set[type[Any]]().union(*map(_leaves, parts))
-
-
-def check_keys(overrides: Iterable[tuple[str, str]], own: Sequence[Flag]) -> None:
-    """Check that overrides are keys of a training file.
-
-    Args:
-        own: the flags of `train` that are not keys.
-
-    Raises:
-        ConfigError: one is not a key; the message names the nearest.
-    """
-    keys = [key for section in training_sections().values() for key in section]
-    for dotted, _ in overrides:
-        name = dotted.partition(".")[0].replace("-", "_")
-        if name in ELSEWHERE:
-            raise ConfigError(f"--{name}: {ELSEWHERE[name]}.")
-        if name not in TrainConfig.model_fields:
-            raise ConfigError(unknown_flag(name, [*own, *keys], "train"))
 
 
 def _key(name: str, section: type[Any]) -> Flag:

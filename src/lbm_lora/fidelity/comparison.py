@@ -35,7 +35,7 @@ _PIXELS = 6e6  # approximate pixels of the side-by-side image
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonSettings:
-    """Settings for comparing outputs; see `ValidateConfig`."""
+    """Settings for comparing outputs; see the verb `validate`."""
 
     images: str | Sequence[str]
     steps: tuple[int, ...] = ()

@@ -6,6 +6,7 @@ from fractions import Fraction
 from lbm_lora.adapter import Adapter
 from lbm_lora.adapter.metadata import parsed
 from lbm_lora.fidelity.outputs import LoraFile
+from lbm_lora.files import written_bytes
 
 _SPLITS = {
     "max_size": "ranks chosen across layers",
@@ -30,7 +31,7 @@ def lora_files(adapters: Mapping[str, Adapter]) -> tuple[LoraFile, ...]:
             LoraFile(
                 variant=variant,
                 file=adapter.path.name,
-                nbytes=adapter.path.stat().st_size,
+                nbytes=written_bytes(adapter.path),
                 method=str(settings.get("method") or settings.get("rank_policy") or "not said"),
                 dtype=str(settings.get("dtype") or ""),
                 split=split,

@@ -7,25 +7,21 @@ has of a repository stands for the repository.
 import glob
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Any
 
-from pydantic import BaseModel
 from torch import Tensor
 
 from lbm_lora import adapter, checkpoint
 from lbm_lora.adapter import Adapter
 from lbm_lora.adapter.adapter_file import NAMES, PEFT_CONFIG
 from lbm_lora.checkpoint import Checkpoint, CheckpointLike, Component
-from lbm_lora.configs.marks import HUB_CHECKPOINT, HUB_LORA, Mark
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import HubError, LbmLoraError, listing
 from lbm_lora.hub.names import HubName, hub_name
 from lbm_lora.progress import SILENT, Progress, warn
-
-C = TypeVar("C")
 
 PATIENCE = 30.0
 """Seconds to wait for the hub's answer about a repository; for a part of a file the client's own limits hold."""
@@ -64,40 +60,6 @@ def open_checkpoint(source: CheckpointLike, *, label: str = "state dict") -> Che
     """
     local = local_checkpoint(source) if isinstance(source, str | Path) else source
     return checkpoint.open_checkpoint(local, label=label)
-
-
-def localized(config: C, progress: Progress = SILENT) -> C:
-    """Return a config whose checkpoints and LoRAs are local: those on the hub are fetched, or found in the cache.
-
-    A base that would be made where it is missing stays as it is.
-
-    Args:
-        config: a frozen dataclass or a pydantic model, whose options that may name a repository have a mark.
-    """
-    local_of = {HUB_LORA: local_lora, HUB_CHECKPOINT: local_checkpoint}
-    makes_base = getattr(config, "backbone_signature", None) is not None or getattr(config, "create_base_model", False)
-    changed: dict[str, Any] = {}
-    for name, hint in get_type_hints(type(config), include_extras=True).items():
-        local = next((local_of[mark] for mark in _marks(hint) if mark in local_of), None)
-        value: Any = getattr(config, name, None)
-        if local is None or not value or (name == "base_model_path" and makes_base):
-            continue
-        found = tuple(local(one, progress) for one in value) if isinstance(value, tuple) else local(value, progress)
-        if found != value:
-            changed[name] = found
-    if not changed:
-        return config
-    if isinstance(config, BaseModel):
-        return config.model_copy(update=changed)
-    assert is_dataclass(config)
-    return cast(C, replace(cast(Any, config), **changed))
-
-
-def _marks(hint: Any) -> Iterator[Mark]:
-    """Yield the marks anywhere in an annotation: in a union, in a tuple."""
-    yield from (one for one in getattr(hint, "__metadata__", ()) if isinstance(one, Mark))
-    for part in get_args(hint):
-        yield from _marks(part)
 
 
 def local_lora(path: Path | str, progress: Progress = SILENT) -> Path:

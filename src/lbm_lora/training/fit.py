@@ -58,7 +58,7 @@ def fit(
     _check(config)
     began, folder = time.monotonic(), RunFolder(config.save_ckpt_path)
     with quiet_lightning(), open_checkpoint(base_path) as base, StopRequest() as stop:
-        fabric = open_fabric(config, _parallelized)
+        fabric = open_fabric(config.device, config.devices, config.num_nodes, config.strategy, _parallelized)
         check_optimizer(config, fabric.device)
         progress = progress if fabric.is_global_zero else SILENT
         with folder.held() if fabric.is_global_zero else nullcontext(), quiet_writer():

@@ -8,7 +8,7 @@ alone, and what is wrong with the input is said once.
 import logging
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import SLURMEnvironment
@@ -24,22 +24,10 @@ Parallelize = Callable[[Any, Any], Any]
 """Function of (module, device mesh) that returns the module with its parameters sharded."""
 
 
-@runtime_checkable
-class Processes(Protocol):
-    """The part of a configuration that says what a command runs on."""
-
-    @property
-    def device(self) -> str: ...
-    @property
-    def devices(self) -> int: ...
-    @property
-    def num_nodes(self) -> int: ...
-    @property
-    def strategy(self) -> str: ...
-
-
-def open_fabric(config: Processes, parallelize: Parallelize | None = None) -> Fabric:
-    """Return Fabric on the devices of a configuration; its processes are not started yet.
+def open_fabric(
+    device: str, devices: int = 1, num_nodes: int = 1, strategy: str = "auto", parallelize: Parallelize | None = None
+) -> Fabric:
+    """Return Fabric on so many devices of each machine; its processes are not started yet.
 
     Its precision is fp32. The plugins for others cast everything that goes into a network, and a timestep of 999 does
     not exist in bf16; who wants to compute in bf16 does so under torch's autocast.
@@ -48,25 +36,24 @@ def open_fabric(config: Processes, parallelize: Parallelize | None = None) -> Fa
         parallelize: what the strategy `fsdp` (FSDP2, which takes frozen and trainable parameters of different dtypes)
             does with a module; see `shard`.
     """
-    device = resolve_device(config.device)
-    share_cores(max(1, config.devices))
-    strategy: Any = config.strategy
+    kind = resolve_device(device)
+    share_cores(max(1, devices))
+    sharing: Any = strategy
     if strategy == "fsdp" and parallelize:
-        count = config.devices * config.num_nodes
-        strategy = ModelParallelStrategy(parallelize, data_parallel_size=count, tensor_parallel_size=1)
+        count = devices * num_nodes
+        sharing = ModelParallelStrategy(parallelize, data_parallel_size=count, tensor_parallel_size=1)
     try:
         return Fabric(
-            accelerator=device.type,
-            devices=[device.index] if ":" in str(device) else config.devices,
-            num_nodes=config.num_nodes,
-            strategy=strategy,
+            accelerator=kind.type,
+            devices=[kind.index] if ":" in str(kind) else devices,
+            num_nodes=num_nodes,
+            strategy=sharing,
             # a requeued job goes on from its own files; Lightning's would be the model's
             plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
         )
     except (MisconfigurationException, ValueError, RuntimeError, ImportError) as error:
         raise ConfigError(
-            f"strategy {config.strategy} on {config.devices} x {config.num_nodes} {device.type}: "
-            f"{' '.join(str(error).split())}"
+            f"strategy {strategy} on {devices} x {num_nodes} {kind.type}: {' '.join(str(error).split())}"
         ) from None
 
 

@@ -4,19 +4,30 @@ from importlib import import_module
 
 from lbm_lora.verbs.verb import Verb
 
+SHARDS = "infer --source_shards"
+"""A verb of its own: images and shards have different flags."""
+
 VERBS = {
-    "resize": "resize:resize_several",
-    "merge": "merge:merge",
-    "calibrate": "calibrate:calibrate",
+    "demo": "demo:demo",
+    "compress": "compress:compress",
     "extract": "extract:extract_several",
+    "validate": "validate:validate",
+    "infer": "infer:infer",
+    "fuse": "fuse:fuse",
+    "resize": "resize:resize_several",
+    "convert": "convert:convert",
+    "train": "train:train",
     "base": "base:make_base",
+    "calibrate": "calibrate:calibrate",
+    "refine": "refine:refine",
+    "merge": "merge:merge",
+    "layers": "layers:layers",
+    "inspect": "inspect:inspect",
     "doctor": "doctor:doctor",
+    "push": "push:push",
     "data pack": "data_pack:pack_data",
     "data check": "data_check:check_data",
-    "convert": "convert:convert",
-    "refine": "refine:refine",
-    "fuse": "fuse:fuse",
-    "layers": "layers:layers",
+    SHARDS: "infer_shards:infer_shards",
 }
 """What a user types -> module and function."""
 

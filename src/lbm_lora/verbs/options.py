@@ -67,8 +67,8 @@ class Doc:
 
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import TypeVar
+    from collections.abc import Mapping, Sequence
+    from typing import Any, TypeVar
 
     import torch
     from torch import nn
@@ -88,6 +88,9 @@ if TYPE_CHECKING:
     Lora = Path | str | Adapter
     Calibration = Path | str | Statistics | None
     Images = Path | str | ImageLike | Sequence[Path | str | ImageLike]
+    TrainingFile = Path | str | Mapping[str, Any] | None
+    Mask = Images | None
+    ImageOutput = Path | str
     NetworkRun = Run | None
     Samples = Images | Run
     Precision = Literal["float", "fp16", "bf16"] | torch.dtype
@@ -113,6 +116,9 @@ else:
     Lora = Annotated[Path, Named("LORA"), FlagName("lora_path"), VALUE]
     Calibration = Annotated[Path | None, Named("FILE"), FlagName("calibration"), VALUE]
     Images = Annotated[str | tuple[str, ...], Named("IMAGES"), VALUE]
+    TrainingFile = Annotated[Path | None, Named("FILE"), FlagName("path_config"), REQUIRED, VALUE]
+    Mask = Annotated[str | None, Named("MASK"), VALUE]
+    ImageOutput = Annotated[str, Named("PATH"), FlagName("output_path"), VALUE]
     NetworkRun = Annotated[object, HIDDEN, VALUE]
     Samples = Images
     Precision = Literal["float", "fp16", "bf16"]
@@ -218,4 +224,68 @@ ConfigPath = Annotated[
     ADVANCED,
     Named("FILE"),
     Doc("Read LBM's config.yaml from here, for a checkpoint that has none in it or next to it."),
+]
+
+# of a model that translates images, alone or in shards
+AnyBase = Annotated[
+    Base,
+    Doc(
+        "Checkpoint that the LoRAs were made for, or any LBM checkpoint; may be user/repo on the hub. If it does not "
+        "exist and `backbone_signature` is given, the exact base is made there."
+    ),
+]
+Loras = Annotated[
+    Several[Lora],
+    Doc("LoRAs, all applied together: files, or user/repo on the hub. Default: the checkpoint as it is."),
+]
+ImageSteps = Annotated[Steps, Doc("Calls of the denoiser per image. Published LBMs are trained for 1, 2 and 4.")]
+ImageSeed = Annotated[
+    Seed,
+    Doc(
+        "Seed for the noise between steps. An image's result depends on the seed alone, not on other images in the run."
+    ),
+]
+KeepDetail = Annotated[
+    Share,
+    Doc(
+        "Put this share of the source's fine detail into the result: 0 leaves it as the model makes it, 1 replaces all "
+        "of the result's detail."
+    ),
+]
+MatchColor = Annotated[
+    Share,
+    Doc(
+        "Move the result's colours to the source's by this share: 1 gives each channel the mean and spread that it has "
+        "in the source."
+    ),
+]
+LoraMode = Annotated[
+    Literal["fused", "live"],
+    ADVANCED,
+    Doc("Add the LoRAs to the weights once (fused: steps cost nothing extra), or compute them in every step (live)."),
+]
+AnyDevice = Annotated[
+    str,
+    Named("DEVICE"),
+    Doc("Run on this device: auto (CUDA if available, else the CPU), cpu, cuda, cuda:N or mps (untested)."),
+]
+NetworkPrecision = Annotated[Precision, Doc("Run the networks in this precision.")]
+SamplePosterior = Annotated[
+    bool,
+    ADVANCED,
+    Doc("Sample the VAE's posterior, as LBM's own inference does, instead of taking its mean."),
+]
+VaeTiling = Annotated[
+    Literal["auto", "on", "off"],
+    ADVANCED,
+    Doc("Decode in overlapping tiles, which takes less memory. auto: if a side has more than 1024 pixels."),
+]
+AttentionOnly = Annotated[
+    bool, ADVANCED, Doc("Apply only the part of the LoRAs whose keys contain attn1.to or attn2.to.")
+]
+Backbone = Annotated[
+    str | None,
+    Named("BACKBONE"),
+    ADVANCED,
+    Doc("Hub id, folder or file of the backbone. Only used if `base` does not exist."),
 ]

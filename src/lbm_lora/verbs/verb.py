@@ -8,6 +8,7 @@ The function returns what a Python caller gets, and the result that the command 
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, wraps
@@ -69,16 +70,24 @@ class Parameter:
 def verb(
     what: str, *, group: str = MORE, examples: Sequence[str], text: Callable[[Any, bool], str]
 ) -> Callable[[Callable[P, tuple[V, Any]]], Callable[P, V]]:
-    """Make a function a verb; see `Verb`. A call from Python checks its values, and returns the first of the pair."""
+    """Make a function a verb; see `Verb`.
+
+    A call from Python checks its values, and returns the first of the pair. It raises a missed limit, unless it returns
+    the result, which says so.
+    """
 
     def decorated(function: Callable[P, tuple[V, Any]]) -> Callable[P, V]:
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> V:
-            given = inspect.signature(function).bind(*args, **kwargs).arguments
             known = parameters(function)
+            own = inspect.signature(function).bind(*args, **kwargs).arguments
+            given = {**own.pop("keys", {}), **own}
             try:
                 checked = {name: _checked(known[name], value) for name, value in given.items() if name in known}
-                return cast(Any, function)(**{**given, **checked})[0]
+                value, result = cast(Any, function)(**{**given, **checked})
+                for failure in () if value is result else getattr(result, "failures", ()):
+                    raise failure
+                return value
             except LbmLoraError as error:
                 names = {one.flag: name for name, one in known.items()}
                 error.args = tuple(
@@ -88,10 +97,15 @@ def verb(
                 raise
 
         made = Verb(function=function, what=what, group=group, examples=tuple(examples), text=text)
-        call.verb = made  # pyright: ignore[reportFunctionMemberAccess]
+        call.verb = made  # pyright: ignore[reportAttributeAccessIssue]
         return call
 
     return decorated
+
+
+def with_result(verb: Callable[P, V]) -> Callable[P, tuple[V, Any]]:
+    """Return a verb as the command line calls it: with values of the right types, for the pair of its results."""
+    return cast(Any, verb).verb.function
 
 
 def one_of(several: Callable[P, list[V]]) -> Callable[P, V]:
@@ -114,16 +128,21 @@ def one_of(several: Callable[P, list[V]]) -> Callable[P, V]:
     return call
 
 
+def as_flag(option: Option) -> str:
+    """Return how the command line spells an option: `--exclude`, `--biases keep|drop`, `--no_dense`."""
+    return f"--no_{option.name}" if option.is_off else f"--{option.name} {option.value}".rstrip()
+
+
 @cache
 def parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
-    """Return the parameters of a verb by name, without the listener of its progress."""
-    annotations = {name: hint for name, hint in function.__annotations__.items() if name not in ("return", "progress")}
-    holder = SimpleNamespace(__annotations__=annotations)
-    hints = get_type_hints(holder, globalns=function.__globals__, include_extras=True)
+    """Return the parameters of a verb by name, without the listener of its progress and the keys of a training file."""
+    names = inspect.signature(function).parameters.keys() - {"progress", "keys"}
+    holder = SimpleNamespace(__annotations__={name: function.__annotations__[name] for name in names})
+    hints = get_type_hints(holder, globalns=vars(sys.modules[function.__module__]), include_extras=True)
     own = _documented(inspect.getdoc(function) or "")
     found: dict[str, Parameter] = {}
     for name, one in inspect.signature(function).parameters.items():
-        if name != "progress":
+        if name in names:
             marks = tuple(_marks(hints[name]))
             doc = own.get(name) or next((mark.text for mark in marks if isinstance(mark, Doc)), "")
             found[name] = Parameter(name, hints[name], one.default, marks, doc)
@@ -133,11 +152,11 @@ def parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
 def with_flags(text: str, known: Mapping[str, Parameter]) -> str:
     """Return a text with flags in the place of parameters: `rank` -> --rank, `dense=False` -> --no_dense."""
 
-    def as_flag(match: re.Match[str]) -> str:
+    def flag_of(match: re.Match[str]) -> str:
         name, off = match.groups()
         return f"--{'no_' if off else ''}{known[name].flag}" if name in known else match[0]
 
-    return re.sub(r"`(\w+)(=False)?`", as_flag, text)
+    return re.sub(r"`(\w+)(=False)?`", flag_of, text)
 
 
 def _documented(doc: str) -> dict[str, str]:
@@ -156,7 +175,7 @@ def _documented(doc: str) -> dict[str, str]:
 def _marks(hint: Any) -> list[Any]:
     """Return the marks anywhere in an annotation, the outermost first."""
     inner = [mark for part in get_args(hint)[:1] for mark in _marks(part)]
-    return [*getattr(hint, "__metadata__", ()), *inner]
+    return [*reversed(getattr(hint, "__metadata__", ())), *inner]
 
 
 def _checked(one: Parameter, value: Any) -> Any:

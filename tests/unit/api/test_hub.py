@@ -1,28 +1,14 @@
-"""`push` of values, and functions that take names on the hub."""
+"""Functions that take names on the hub."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 import lbm_lora
 from hub_server import HubServer
 from smallnet import small_state
-
-
-def test_an_adapter_in_memory_with_an_image_is_published_and_loaded_by_name(hub: HubServer, tmp_path: Path) -> None:
-    name = "mid_block.attentions.0.proj_in"
-    module = lbm_lora.LoraModule(name, down=torch.ones(2, 8), up=torch.ones(8, 2), alpha=2.0)  # pyright: ignore[reportArgumentType]
-    adapter = lbm_lora.Adapter({module.name: module}, {}, prefix="denoiser.")
-    image = Image.new("RGB", (4, 4))
-    result = lbm_lora.push(adapter, "user/repo", images=image, base_model="user/lbm")
-    assert [file.path for file in result.files][1:] == [
-        "lora.safetensors", "pytorch_lora_weights.safetensors", "images/image-1.png",
-    ]  # fmt: skip
-    found = lbm_lora.load_adapter("user/repo")
-    assert torch.equal(found.modules[module.name].up, module.up)
 
 
 def test_a_checkpoint_by_name(hub: HubServer, tmp_path: Path) -> None:

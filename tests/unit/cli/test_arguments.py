@@ -8,8 +8,8 @@ import pytest
 
 from lbm_lora.cli.arguments import alternatives, grouped, is_asked_for_help, range_of, values_of
 from lbm_lora.cli.flags import flags_of
-from lbm_lora.configs.marks import POSITIONAL, Count, Images, Named, Scale, Share
 from lbm_lora.errors import ConfigError
+from lbm_lora.verbs.options import POSITIONAL, Count, Images, Named, Scale, Share
 
 
 @dataclass(frozen=True, kw_only=True)

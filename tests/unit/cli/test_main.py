@@ -4,17 +4,15 @@ import json
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from lbm_lora import __version__
-from lbm_lora.cli.commands import COMMANDS
-from lbm_lora.cli.main import main, parse
+from lbm_lora.cli.main import command_for, main, parse
 from lbm_lora.errors import ConfigError
 from lbm_lora.factorize import FixedRank
-from lbm_lora.workflows import layers
+from lbm_lora.verbs import verb_named
 from standins import TINY, write_base, write_tuned
 
 DOCUMENTED = {
@@ -39,8 +37,7 @@ DOCUMENTED = {
 @pytest.mark.parametrize("sign", ["_", "-"])
 def test_documented_flags_are_accepted_in_both_spellings(command: str, sign: str) -> None:
     words = [w.replace("_", sign) if w.startswith("--") else w for w in DOCUMENTED[command].split()]
-    config, output = parse(command, words)
-    assert type(config).__name__ == COMMANDS[command].config
+    _, output = parse(command, words)
     assert output.verbose == ("--verbose" in words)
 
 
@@ -49,10 +46,12 @@ def test_flags_of_infer_over_shards() -> None:
         "--base_model_path b --source_shards {0..9}.tar b.tar --output_path o --source_key s.jpg --mask_key m.png "
         "--output_format jpg --max_corrupt 0.1 --cache_dir c --device cuda --devices 2 --num_nodes 3 --strategy ddp"
     )
-    config, _ = parse("infer", line.split())
-    assert config.source_shards == ("{0..9}.tar", "b.tar")
-    assert (config.source_key, config.mask_key, config.output_format) == ("s.jpg", "m.png", "jpg")
-    assert (config.devices, config.num_nodes, config.strategy) == (2, 3, "ddp")
+    values, _ = parse("infer", line.split())
+    assert values["source_shards"] == ("{0..9}.tar", "b.tar")
+    assert values["devices"] == 2
+    for flag in ("--source_shards", "--source-shards", "--source_shards=a.tar"):
+        assert command_for("infer", ["--seed", "1", flag]) is verb_named("infer --source_shards")
+    assert command_for("infer", ["--source_image", "source_shards"]) is verb_named("infer")
 
 
 @pytest.mark.parametrize("value", ["float", "fp16", "bf16"])
@@ -167,24 +166,10 @@ def test_json_and_the_quality_gate(capsys: pytest.CaptureFixture[str], tmp_path:
     assert "above --fail_above" in captured.err
 
 
-def test_a_result_that_has_a_rank_is_printed(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    @dataclass(frozen=True, kw_only=True)
-    class Ranked(layers.LayersResult):
-        rank: int = 8
-
-    found = Ranked(prefix="", layers=(), total=3, parameters=0, lora_parameters=0, model_bytes=0)
-    monkeypatch.setattr(layers, "run", lambda *_: found)
-    assert main(["layers", "--model_path", "m"]) == 0
-    assert "of 3 layers" in capsys.readouterr().out
-
-
 def test_help_and_usage_errors_load_nothing_heavy() -> None:
     script = """
 import sys
-from lbm_lora.cli.commands import COMMANDS
-from lbm_lora.cli.main import main
+from lbm_lora.cli.main import COMMANDS, main
 
 codes = [main([*command.split(), "--help"]) for command in [*COMMANDS, "infer --source_shards"]]
 codes += [main([*command.split(), "--no_such_flag", "1"]) for command in COMMANDS]

@@ -1,12 +1,6 @@
-"""How options and lines of a message are spelt."""
+"""How lines of a message are spelt."""
 
-from lbm_lora.cli.spelling import as_flag, line, one_line, printable
-from lbm_lora.errors import Option
-
-
-def test_options_are_flags() -> None:
-    assert as_flag(Option("exclude")) == "--exclude"
-    assert as_flag(Option("dense", is_off=True)) == "--no_dense"
+from lbm_lora.cli.spelling import line, one_line, printable
 
 
 def test_one_line_spells_control_characters() -> None:

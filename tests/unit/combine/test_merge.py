@@ -21,14 +21,13 @@ from lbm_lora.combine import (
     merge_rule,
     merged_base,
 )
+from lbm_lora.combine.merge import MergeOptions
 from lbm_lora.combine.products import SUM, Combine
-from lbm_lora.configs.merge import MergeConfig
-from lbm_lora.configs.rank_options import RankOptions
 from lbm_lora.errors import ConfigError, WrongBaseError
 from lbm_lora.factorize import FixedRank
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning
-from lbm_lora.ranks import Choice, FixedRanks, rank_rule
+from lbm_lora.ranks import Choice, FixedRanks, RankOptions, rank_rule
 
 Rand = Callable[..., Tensor]
 LINEAR, CONV, SMALL, BIAS = (ParamName(f"{name}") for name in ("a.weight", "b.weight", "c.weight", "a.bias"))
@@ -186,10 +185,6 @@ def test_a_lora_that_says_nothing_is_said() -> None:
         assert merged_base([made_for("", name="old")]).fingerprint == ""
 
 
-def config(**options: Any) -> MergeConfig:
-    return MergeConfig(lora_path=(Path("a"), Path("b")), save_to=Path("m.safetensors"), **options)
-
-
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -202,22 +197,20 @@ def config(**options: Any) -> MergeConfig:
         ({"max_output_error": 0.1}, "max_output_error needs the denoiser's output: add calibration"),
         ({"density": 0.3}, "density is for method ties, dare and knots, not for sum"),
         ({"density": 0.0, "method": "ties"}, "density must be above 0 and at most 1, got 0"),
-        ({"images": "photos"}, "images fits the scales to outputs: add base_model_path"),
-        ({"tuned_model_path": Path("t")}, "tuned_model_path is for fitting the scales: add images"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
-        merge_rule(config(**options))
+        merge_rule(MergeOptions(**options))
 
 
 def test_the_rule_that_options_select() -> None:
-    assert merge_rule(config()) is None
-    assert merge_rule(config(exact=True)) is None
-    assert merge_rule(config(rank=8)) == FixedRanks(ranks=(FixedRank(linear=8, conv=4),))
-    assert merge_rule(config(rank=8, conv_rank=8)) == FixedRanks(ranks=(FixedRank(linear=8, conv=8),))
-    found = [merge_rule(config(**options)) for options in ({"max_size": "1MB"}, {"max_error": 0.1})]
+    assert merge_rule(MergeOptions()) is None
+    assert merge_rule(MergeOptions(exact=True)) is None
+    assert merge_rule(MergeOptions(rank=8)) == FixedRanks(ranks=(FixedRank(linear=8, conv=4),))
+    assert merge_rule(MergeOptions(rank=8, conv_rank=8)) == FixedRanks(ranks=(FixedRank(linear=8, conv=8),))
+    found = [merge_rule(MergeOptions(**options)) for options in ({"max_size": "1MB"}, {"max_error": 0.1})]
     assert [rule.option for rule in found if rule] == ["max_size", "max_error"]
-    with_output = merge_rule(config(max_output_error=0.1, calibration=Path("s")))
+    with_output = merge_rule(MergeOptions(max_output_error=0.1, calibration=Path("s")))
     assert with_output is not None
     assert with_output.option == "max_output_error"

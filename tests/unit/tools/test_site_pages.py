@@ -7,34 +7,34 @@ import pytest
 
 pytest.importorskip("mkdocs", reason="the extra docs is not installed")
 
-from lbm_lora.cli.commands import COMMANDS
 from lbm_lora.cli.flags import flags_of
+from lbm_lora.verbs import VERBS, verb_named
 from tools.site_pages import broken, command_page, commands_index, prose, rewritten, slug, target
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", VERBS)
 def test_a_page_has_every_flag_and_every_example(name: str) -> None:
-    page = command_page(name, COMMANDS[name])
+    page = command_page(name, verb_named(name))
     named = re.findall(r'<span id="flag-(\w+)">', page)
-    assert set(named) >= {flag.name for flag in flags_of(COMMANDS[name].config_class())} | {"json", "threads"}
+    assert set(named) >= {flag.name for flag in flags_of(verb_named(name).function)} | {"json", "threads"}
     assert len(named) == len(set(named))
     lines = [" ".join(line.split()) for line in page.replace("\\\n", " ").splitlines()]
-    assert set(lines) >= set(COMMANDS[name].examples)
+    assert set(lines) >= set(verb_named(name).examples)
 
 
 def test_the_page_of_train_has_the_keys_of_its_file() -> None:
-    assert '<span id="flag-lora_rank">' in command_page("train", COMMANDS["train"])
+    assert '<span id="flag-lora_rank">' in command_page("train", verb_named("train"))
 
 
 def test_rows_of_tables_have_four_cells() -> None:
-    for name, command in COMMANDS.items():
-        lines = [line for line in command_page(name, command).splitlines() if line.startswith("| ")]
+    for name in VERBS:
+        lines = [line for line in command_page(name, verb_named(name)).splitlines() if line.startswith("| ")]
         assert {len(re.split(r"(?<!\\)\|", line)) for line in lines} == {6}
 
 
 def test_the_index_lists_all() -> None:
     links = re.findall(r"\]\(([\w-]+)\.md\)", commands_index())
-    assert set(links) >= {slug(name) for name in COMMANDS}
+    assert set(links) >= {slug(name) for name in VERBS}
 
 
 def test_signs_of_markdown_stay_signs() -> None:

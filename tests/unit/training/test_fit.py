@@ -78,8 +78,3 @@ def test_the_loss_of_another_process_is_named(
     named = r"another process of this run has ended\. Start the run again to go on"
     with pytest.raises(DataError, match=named), fit_module._named_loss(2):
         raise error
-
-
-def test_an_error_of_ours_keeps_its_name() -> None:
-    with pytest.raises(RuntimeError, match="a defect"), fit_module._named_loss(2):
-        raise RuntimeError("a defect")

@@ -1,7 +1,7 @@
 """A training file: both documented generations of it, defaults, overrides, writing it again, and what is refused."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def test_the_shipped_file_names_every_key_with_its_default() -> None:
 
 def test_the_shipped_files_examples_make_a_new_lora() -> None:
     examples = {key: commented()[key] for key in EXAMPLES - {"train_folder", "validation_folder"}}
-    config = read_train_config(SHIPPED, [("lora_weights_path", "null"), *((k, str(v)) for k, v in examples.items())])
+    config = read_train_config(SHIPPED, {"lora_weights_path": None, **examples})
     assert (config.lora_rank, config.lora_conv_rank, config.rank_pattern) == (32, 16, {"ff.net": 16})
     assert config.mask_key == "mask.png"
 
@@ -133,17 +133,16 @@ def test_values_that_are_read(tmp_path: Path, values: dict[str, Any], key: str, 
 
 def test_overrides_take_the_place_of_the_files_values(tmp_path: Path) -> None:
     path = written(tmp_path, {"batch_size": 4, "rank_pattern": {"attn1": 8}})
-    overrides = [
-        ("batch-size", "2"),
-        ("batch_size", "3"),
-        ("rank_pattern.ff.net", "16"),
-        ("optimizer_kwargs.weight_decay", "1e-2"),
-        ("trainable_lora_modules", "[attn1, 're:attn2$']"),
-        ("lora_rank", "6"),
-        ("resume", "never"),
-        ("wandb-project", "relight"),
-    ]
-    config = read_train_config(path, overrides)
+    keys = {
+        "batch_size": 3,
+        "rank_pattern.ff.net": 16,
+        "optimizer_kwargs.weight_decay": 1e-2,
+        "trainable_lora_modules": ["attn1", "re:attn2$"],
+        "lora_rank": 6,
+        "resume": "never",
+        "wandb_project": "relight",
+    }
+    config = read_train_config(path, keys)
     assert config.batch_size == 3
     assert config.rank_pattern == {"attn1": 8, "ff.net": 16}
     assert config.optimizer_kwargs == {"weight_decay": 0.01}
@@ -221,11 +220,11 @@ def test_a_tilde_in_a_path_is_the_home_folder(tmp_path: Path, monkeypatch: pytes
 def said(tmp_path: Path) -> Callable[..., str]:
     """`said({"batch_size": 0})`: the error of a small file with these values, without its place."""
 
-    def error(values: dict[str, Any] | str, overrides: tuple[tuple[str, str], ...] = ()) -> str:
+    def error(values: dict[str, Any] | str, keys: Mapping[str, Any] | None = None) -> str:
         path = tmp_path / "train.yaml"
         path.write_text(values if isinstance(values, str) else yaml.safe_dump(SMALL | values))
         with pytest.raises(ConfigError) as caught:
-            read_train_config(path, overrides)
+            read_train_config(path, keys, is_typed=True)
         return str(caught.value).replace(str(path), "train.yaml")
 
     return error
@@ -440,12 +439,8 @@ def test_a_key_unlike_any_lists_the_valid_ones(said: Said) -> None:
     ],
 )
 def test_overrides(said: Said, override: tuple[str, str], message: str) -> None:
-    assert said({}, (override,)) == message
-
-
-def test_an_override_that_is_no_yaml(said: Said) -> None:
-    message = said({}, (("num_steps", "[1, 2"),))
-    assert message.startswith("command line: num_steps is not plain YAML: while parsing a flow sequence")
+    key, text = override
+    assert said({}, {key: yaml.safe_load(text)}) == message
 
 
 @pytest.mark.parametrize(

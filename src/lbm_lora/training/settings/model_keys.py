@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lbm_lora.configs.marks import Checkpoint, Lora
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import PatternError
 from lbm_lora.naming import matcher
@@ -29,7 +28,7 @@ _LORA = (
 class ModelSettings(Section):
     """The base, and what to train: a new LoRA, one from a file, or every parameter."""
 
-    base_model_path: Checkpoint | None = None
+    base_model_path: Path | None = None
     """LBM checkpoint to train on, or user/repo on the hub. If it does not exist and `backbone_signature` is given, the
     exact base is created there."""
     backbone_signature: Text | None = None
@@ -38,7 +37,7 @@ class ModelSettings(Section):
     """LBM's config.yaml, for a base that has none next to it or inside it."""
     mode: Literal["lora", "full"] = "lora"
     """lora trains a LoRA. full trains every parameter of the denoiser and writes a checkpoint."""
-    lora_weights_path: Lora | None = None
+    lora_weights_path: Path | None = None
     """Continue this LoRA, a file or user/repo on the hub, with its own modules, ranks and alphas. Default: a new one,
     of `lora_rank`."""
     lora_alpha_is: AlphaIs = "auto"

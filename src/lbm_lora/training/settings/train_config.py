@@ -5,7 +5,7 @@ and with `lora_weights_path` (a LoRA to continue). Everything that depends only 
 model or an image is read. Relative paths start from the current folder.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -120,22 +120,32 @@ class TrainConfig(RunSettings, ObjectiveSettings, OptimizerSettings, ModelSettin
                 raise ConfigError(f"{key}: {not_there(path)} Relative paths start from the current folder.")
 
 
-def read_train_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> TrainConfig:
-    """Read a training file.
+LIST_KEYS = frozenset(name for name, key in TrainConfig.model_fields.items() if "tuple[" in str(key.annotation))
+"""Keys whose value is a list."""
+
+
+def read_train_config(
+    config: Path | str | Mapping[str, Any] | None, keys: Mapping[str, Any] | None = None, *, is_typed: bool = False
+) -> TrainConfig:
+    """Return the configuration that a training file, or a mapping of its keys, stands for.
 
     Args:
-        path: a YAML file of `TrainConfig`'s keys.
-        overrides: (key, YAML text) pairs that replace values of the file; for each key the last one applies.
-            `rank_pattern.ff.net` is the key `ff.net` of `rank_pattern`; `-` and `_` are equivalent.
+        keys: values that take precedence; `rank_pattern.ff.net` is the key `ff.net` of `rank_pattern`.
+        is_typed: they are from the command line. From Python, one value stands for a list of it, and a dtype of torch
+            for its name.
     """
-    values = read_values(path)
-    changed = override(values, overrides)
-    return train_config(values, where=str(path), changed=changed)
-
-
-def train_config(values: Mapping[str, Any], *, where: str, changed: Collection[str] = ()) -> TrainConfig:
-    """The configuration that keys and values stand for; see `parse`."""
-    values = dict(values)
+    is_file = isinstance(config, str | Path)
+    values = read_values(Path(config)) if isinstance(config, str | Path) else dict(config or {})
+    given = keys or {}
+    changed = override(values, given if is_typed else {key: _plain(key, value) for key, value in given.items()})
     if values.get("wandb_project") is not None:
         values.setdefault("logger", "wandb")
-    return parse(TrainConfig, values, where=where, changed=changed)
+    return parse(TrainConfig, values, where=str(config) if is_file else "train", changed=changed if is_typed else ())
+
+
+def _plain(key: str, value: Any) -> Any:
+    if key == "base_dtype":
+        name = str(value).removeprefix("torch.")
+        return {"float16": "fp16", "bfloat16": "bf16", "float32": "float", "fp32": "float"}.get(name, name)
+    is_one = isinstance(value, str | Path | int | float) and not isinstance(value, bool)
+    return [value] if is_one and key in LIST_KEYS else value

@@ -4,11 +4,16 @@ Values are checked as strict JSON: `true` is not a number, `4.0` and `"4"` are n
 list.
 """
 
+import ast
+import inspect
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from textwrap import dedent
 from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -59,19 +64,17 @@ def read_values(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
     except TextError as error:
         raise ConfigError(f"{path} {error}.") from None
-    values = _load(text, str(path))
+    values = yaml_value(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}, not a mapping of keys.")
     return {str(key): value for key, value in values.items()}
 
 
-def override(values: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> set[str]:
-    """Set values from (dotted key, YAML text) pairs in place, and return the keys that were set."""
+def override(values: dict[str, Any], keys: Mapping[str, Any]) -> set[str]:
+    """Set values by key in place, and return the keys that were set. `rank_pattern.ff.net` is a key of a key."""
     changed: set[str] = set()
-    for dotted, text in overrides:
+    for dotted, value in keys.items():
         key, dot, inner = dotted.partition(".")
-        key = key.replace("-", "_")
-        value = _load(text, f"{COMMAND_LINE}: {dotted}")
         if dot:
             held = values.get(key) or {}
             if not isinstance(held, dict):
@@ -80,6 +83,14 @@ def override(values: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> se
         values[key] = value
         changed.add(key)
     return changed
+
+
+def yaml_value(text: str, where: str) -> Any:
+    """Return what a text says as YAML."""
+    try:
+        return parse_yaml(text)
+    except TextError as error:
+        raise ConfigError(f"{where} {error}.") from None
 
 
 def parse(model: type[M], values: Mapping[str, Any], *, where: str, changed: Collection[str] = ()) -> M:
@@ -121,13 +132,6 @@ def check_shares(key: str, shares: tuple[float, ...], of: str, count: int) -> No
         raise ValueError(f"{key} must add up to 1, got {sum(shares):g}")
 
 
-def _load(text: str, where: str) -> Any:
-    try:
-        return parse_yaml(text)
-    except TextError as error:
-        raise ConfigError(f"{where} {error}.") from None
-
-
 def _said(error: ErrorDetails, where: str, changed: Collection[str]) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
@@ -146,3 +150,25 @@ def _said(error: ErrorDetails, where: str, changed: Collection[str]) -> str:
 
 def _sentence(text: str) -> str:
     return text if text.endswith("?") else f"{text}."
+
+
+@cache
+def docstrings(config: type) -> Mapping[str, str]:
+    """Return the docstring below each key of a section, as one paragraph: its text in every front end.
+
+    A package installed without its sources has none.
+    """
+    root = config.__module__.partition(".")[0]
+    ours = [kind for kind in reversed(config.__mro__) if kind.__module__.partition(".")[0] == root]
+    return {name: text for kind in ours for name, text in _own(kind)}
+
+
+def _own(kind: type) -> Iterator[tuple[str, str]]:
+    try:
+        (tree,) = ast.parse(dedent(inspect.getsource(kind))).body
+    except OSError:
+        return
+    for one, after in pairwise(tree.body if isinstance(tree, ast.ClassDef) else []):
+        text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else None
+        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and isinstance(text, str):
+            yield one.target.id, " ".join(text.split())

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from file_limits import largest_file
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lbm_lora.errors import DataError, OutputError
+from lbm_lora.errors import DataError
 from lbm_lora.training.data.batches import BucketBatches, loader_of
 from lbm_lora.training.data.dataset import Draw, PairDataset, open_data
 from lbm_lora.training.data.latents import LatentCache, fill_latents
@@ -39,29 +38,6 @@ def opened(folder: Path, **settings: object) -> PairDataset:
 
 def files(cache: LatentCache) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in cache.folder.rglob("*") if path.is_file()}
-
-
-def test_the_name_is_a_hash_of_all_that_latents_depend_on(tmp_path: Path) -> None:
-    cache = LatentCache(tmp_path, "vae")
-    path = cache.path(PAIR, (64, 64))
-    assert path.parent.parent == cache.folder == tmp_path / "latents"
-    other_key = Pair(key="b", source=b"one", target=b"two", mask=b"mask", size=(1, 1))
-    assert cache.path(other_key, (64, 64)) == path
-    shifted = Pair(key="a", source=b"onet", target=b"wo", mask=None, size=(64, 64))
-    exchanged = Pair(key="a", source=b"two", target=b"one", mask=None, size=(64, 64))
-    others = [
-        cache.path(PAIR, (64, 32)),
-        cache.path(shifted, (64, 64)),
-        cache.path(exchanged, (64, 64)),
-        LatentCache(tmp_path, "other vae").path(PAIR, (64, 64)),
-    ]
-    assert len({path, *others}) == 5
-
-
-def test_a_cache_that_is_a_file_is_said_at_once(tmp_path: Path) -> None:
-    (tmp_path / "cache").touch()
-    with pytest.raises(OutputError, match=r"^the cached latents would be in .*cache, which is a file\. Choose another"):
-        LatentCache(tmp_path / "cache", "vae")
 
 
 def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path, rand: Callable[..., Tensor]) -> None:
@@ -156,14 +132,6 @@ def test_what_stands_in_for_a_damaged_sample_is_cached_too(
     assert (sample.index, [item.key for item in sample.skipped]) == (1, ["000"])
     assert sample.latents is not None
     assert sample.latents[0].shape == (4, 8, 8)
-
-
-def test_a_disk_that_refuses_the_file_is_named_as_the_reason(tmp_path: Path) -> None:
-    cache = LatentCache(tmp_path, "vae")
-    path = cache.path(PAIR, (64, 64))
-    with largest_file(100), pytest.raises(OutputError, match="File too large"):
-        cache.save(path, torch.zeros(4, 8, 8), torch.zeros(4, 8, 8))
-    assert files(cache) == {}
 
 
 GOOD = torch.zeros(4, 8, 8)

@@ -1,12 +1,11 @@
 """Pairs in a folder, in both layouts, and their index: choice of parts, sizes, what is left out and why."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lbm_lora.errors import DataError, ImageError
+from lbm_lora.errors import DataError
 from lbm_lora.imaging.image_file import READABLE
 from lbm_lora.shards.samples import Found, Part, Skipped
 from lbm_lora.training.data.pairs import Keys, check_corrupt, find_pairs, make_index, same_shape
@@ -80,32 +79,6 @@ def test_what_cannot_be_used_is_named_with_its_reason(find: Callable[..., Found]
     )
 
 
-def test_optional_masks(find: Callable[..., Found], png: Callable[..., bytes]) -> None:
-    pair = {"source_png": png(0), "target_png": png(1)}
-    keys = Keys(mask="mask.jpg", mask_optional=True)
-    index = make_index([find("a", **pair), find("b", **pair, mask_png=png(2)), find("c", **pair, mask_png=b"x")], keys)
-    assert index.keys == ("a", "b")
-    assert [index.read(0).mask, index.read(1).mask] == [None, png(2)]
-    assert index.skipped[0].reason.startswith("mask: not an image")
-
-
-def test_a_header_behind_a_large_preview(find: Callable[..., Found], png: Callable[..., bytes]) -> None:
-    jpeg = png(0, (96, 64), kind="JPEG")
-    comment = b"\xff\xfe\xff\xfd" + bytes(0xFFFB)  # a segment of 64 kB in front
-    index = make_index([find("a", source_jpg=jpeg[:2] + comment + jpeg[2:], target_jpg=jpeg)], Keys())
-    assert index.sizes.tolist() == [[96, 64]]
-
-
-def test_a_file_that_has_become_shorter(find: Callable[..., Found], png: Callable[..., bytes], tmp_path: Path) -> None:
-    index = make_index([find("a", source_png=png(0), target_png=png(1))], Keys())
-    (tmp_path / "a.bin").write_bytes(png(0)[:100])
-    with pytest.raises(ImageError, match=r"a\.bin ends at byte 100, within an image"):
-        index.read(0)
-    (tmp_path / "a.bin").unlink()
-    with pytest.raises(ImageError, match=r"a\.bin cannot be read: No such file"):
-        index.read(0)
-
-
 def test_the_limit_of_corrupt_samples() -> None:
     skipped = [Skipped(f"{number:03d}", "it is broken") for number in range(5)]
     check_corrupt("here", skipped, 100, 0.05)
@@ -165,17 +138,6 @@ def test_by_folder(tmp_path: Path) -> None:
     }
 
 
-def test_the_words_are_those_of_the_keys(tmp_path: Path) -> None:
-    touch(tmp_path, "a.image.png", "a.normal_aligned.png", "a.source.png")
-    keys = Keys(source="image.jpg", target="normal_aligned.png")
-    assert found(tmp_path, keys) == {"a": {"image.png": b"a.image.png", "normal_aligned.png": b"a.normal_aligned.png"}}
-
-
-def test_a_key_without_a_word_is_the_plain_image(tmp_path: Path) -> None:
-    touch(tmp_path, "a.jpg", "a.target.jpg")
-    assert found(tmp_path, Keys(source="jpg")) == {"a": {"jpg": b"a.jpg", "target.jpg": b"a.target.jpg"}}
-
-
 def test_nothing_of_either_layout_is_an_error(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "source/a.png")
     with pytest.raises(DataError) as raised:
@@ -190,14 +152,3 @@ def test_a_folder_of_shards_is_no_folder_of_pairs(tmp_path: Path) -> None:
     touch(tmp_path, "pairs-000000.tar")
     with pytest.raises(DataError, match=r"holds shards, such as pairs-000000\.tar, and no pairs\. Give them as train_"):
         find_pairs(tmp_path, Keys())
-
-
-def test_links_to_nothing_and_fifos_are_damaged_pairs(tmp_path: Path) -> None:
-    for name in ("a.source.png", "b.source.png"):
-        (tmp_path / name).write_bytes(b"1")
-    (tmp_path / "a.target.png").symlink_to("nothing")
-    os.mkfifo(tmp_path / "b.target.png")
-    assert [found.problem for found in find_pairs(tmp_path, Keys())] == [
-        "a.target.png cannot be read: No such file or directory",
-        "b.target.png cannot be read: Not a regular file",
-    ]

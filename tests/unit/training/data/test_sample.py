@@ -25,17 +25,6 @@ def plain(**settings: object) -> Preparation:
     return Preparation(**values)
 
 
-def test_uniform_is_a_function_of_its_arguments() -> None:
-    drawn = [uniform("a", 0, 0, index) for index in range(4000)]
-    assert drawn[7] == uniform("a", 0, 0, 7)
-    assert len({uniform("a", 0, 0, 1), uniform("b", 0, 0, 1), uniform("a", 1, 0, 1), uniform("a", 0, 1, 1)}) == 4
-    assert all(0 <= value < 1 for value in drawn)
-    histogram, _ = np.histogram(drawn, bins=8, range=(0, 1))
-    assert histogram.min() > 420
-    assert histogram.max() < 580
-    assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.05
-
-
 def test_budgets_have_their_probabilities() -> None:
     preparation = plain(image_size=(64, 128, 256), probabilities=(0.25, 0.0, 0.75))
     counts = Counter(preparation.drawn_size(uniform("size", index)) for index in range(4000))
@@ -90,13 +79,3 @@ def test_images_of_other_sizes_are_cut_alike(factor: float) -> None:
         preparation = plain(random_crop=True, flip=True)
         first, second = (np.asarray(preparation.prepared(draw, image, NEAREST)).astype(int) for image in (one, other))
         assert np.abs(first - second).max() <= 2  # half a pixel of the smaller one
-
-
-@pytest.mark.parametrize("size", [(1, 1), (100, 37)])
-@pytest.mark.parametrize("bucket", [(96, 40), (32, 128)])
-def test_windows_lie_within_any_image(size: tuple[int, int], bucket: tuple[int, int]) -> None:
-    for index in range(10):
-        made = plain(random_crop=True).prepared(
-            Draw(index, 0, bucket), Image.new("RGB", size), Image.Resampling.LANCZOS
-        )
-        assert made.size == bucket

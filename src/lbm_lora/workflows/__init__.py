@@ -1,1 +1,0 @@
-"""One file per verb: a frozen config in, a typed result out (layer L6)."""
