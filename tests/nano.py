@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.model.build import LBMModel, load_model
-from lbm_lora.training.settings.model_keys import ModelSettings
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.settings import ModelSettings, TrainConfig
 from standins import LBM_YAML, lbm_unet_config, unet_shapes, vae_config, vae_shapes, values
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.progress import Silent
 from lbm_lora.training.launch import open_fabric
 from lbm_lora.training.prepare import PreparedRun, prepare
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.settings import TrainConfig
 
 
 class Notes(Silent):

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from lbm_lora.api.options import Options
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.training.settings.train_config import TrainConfig, train_config
-from lbm_lora.training.settings.training_file import read_values
+from lbm_lora.training.settings import TrainConfig, train_config
+from lbm_lora.training.training_file import read_values
 
 if TYPE_CHECKING:
     from lbm_lora.workflows.train import TrainResult

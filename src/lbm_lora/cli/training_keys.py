@@ -11,11 +11,15 @@ from lbm_lora.cli.flags import Flag, taken_apart
 from lbm_lora.configs.docstrings import docstrings
 from lbm_lora.configs.marks import Bounds
 from lbm_lora.errors import ConfigError
-from lbm_lora.training.settings.data_keys import DataSettings
-from lbm_lora.training.settings.learning_keys import ObjectiveSettings, OptimizerSettings
-from lbm_lora.training.settings.model_keys import ModelSettings
-from lbm_lora.training.settings.train_config import RunSettings, TrainConfig
-from lbm_lora.training.settings.training_file import ELSEWHERE, LARGEST
+from lbm_lora.training.settings import (
+    DataSettings,
+    ModelSettings,
+    ObjectiveSettings,
+    OptimizerSettings,
+    RunSettings,
+    TrainConfig,
+)
+from lbm_lora.training.training_file import ELSEWHERE, LARGEST
 
 SECTIONS = {
     "keys of the training file: the pairs": DataSettings,

@@ -14,8 +14,7 @@ from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.output_errors import OutputErrors, squared_errors, typical_error
 from lbm_lora.model.build import LBMModel
 from lbm_lora.naming import ParamName
-from lbm_lora.training.lora import DOWN, UP, export_adapter, inject_plan
-from lbm_lora.training.plan import PlannedLora, TrainPlan, layout_of, modules_in
+from lbm_lora.training.lora import DOWN, UP, PlannedLora, TrainPlan, export_adapter, inject_plan, layout_of, modules_in
 
 _LARGE = 200_000_000  # parameters above which the activations of a full backward pass take too much memory
 

@@ -21,7 +21,7 @@ from lbm_lora.training.loss import BatchLoss
 from lbm_lora.training.optimizer import check_optimizer
 from lbm_lora.training.prepare import prepare
 from lbm_lora.training.run_log import check_logger, quiet_writer
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.settings import TrainConfig
 
 _BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
 """Classes of the denoiser whose parameters fsdp gathers together."""

@@ -16,14 +16,13 @@ from lbm_lora.imaging.tensors import NotFiniteError
 from lbm_lora.progress import Pace, Progress, as_clock
 from lbm_lora.runtime import StopRequest
 from lbm_lora.training.checkpoint import TRAINING_STATE, TrainState, Values, save_state
-from lbm_lora.training.data.batches import loader_of
+from lbm_lora.training.data.batches import fill_latents, loader_of
 from lbm_lora.training.data.dataset import Batch, PairDataset
-from lbm_lora.training.data.latents import fill_latents
 from lbm_lora.training.learner import Learner
 from lbm_lora.training.optimizer import rate_factor
 from lbm_lora.training.prepare import PreparedRun
 from lbm_lora.training.run_log import Meter, RunLog
-from lbm_lora.training.settings.train_config import RUN_LINE
+from lbm_lora.training.settings import RUN_LINE
 from lbm_lora.training.trainee import trained_steps
 from lbm_lora.training.validation import SAMPLES, Scores
 

@@ -1,13 +1,17 @@
 """Prepare a run before its first step, cheap things first: state, data, base, and only then the model."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+from torch import nn
 
-from lbm_lora.checkpoint import Checkpoint, dtype_of, fingerprint
+from lbm_lora.adapter import Adapter, load_adapter
+from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
+from lbm_lora.checkpoint import Checkpoint, Component, Fingerprint, dtype_of, fingerprint
 from lbm_lora.errors import ConfigError
 from lbm_lora.files import file_digest
 from lbm_lora.imaging.perceptual import load_lpips
@@ -28,11 +32,11 @@ from lbm_lora.training.checkpoint import (
 from lbm_lora.training.data.batches import BucketBatches
 from lbm_lora.training.data.dataset import PairDataset, open_data
 from lbm_lora.training.data.latents import LatentCache
-from lbm_lora.training.lora import InitialFactors
+from lbm_lora.training.lora import InitialFactors, inject_plan, layout_of, plan_continued, plan_new
 from lbm_lora.training.loss import BridgeStep, Lpips, Objective, objective_of
 from lbm_lora.training.optimizer import check_kept, make_optimizer
-from lbm_lora.training.settings.train_config import TrainConfig
-from lbm_lora.training.trainee import Trainee, Write, make_trainee, part_digest, read_given, result_writer
+from lbm_lora.training.settings import TrainConfig
+from lbm_lora.training.trainee import FullModel, Trainee, Write, part_digest, result_writer
 from lbm_lora.training.validation import Validator
 
 
@@ -42,15 +46,9 @@ class PreparedRun:
 
     Attributes:
         total: optimizer steps of the complete run, including earlier parts.
-        state: state to resume from.
         identity, part, measured: as in `TrainState`, of the part that begins.
         loss: the loss; its model is on the CPU.
-        trainee: the trainable part of the model.
-        write: writes the file of a step.
-        train: the training pairs, which count corrupt samples.
-        batches: this process's share of them.
-        latents: the cache of their latents, if there is one.
-        validator: None if there are no validation pairs.
+        batches: this process's share of the training pairs.
     """
 
     config: TrainConfig
@@ -138,8 +136,7 @@ def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Pro
 def total_steps(batches: BucketBatches, config: TrainConfig, state: TrainState | None = None) -> int:
     """Return the optimizer steps of a run; forward passes that do not fill the last step are dropped.
 
-    Args:
-        state: where it resumes. Its steps may have been of another batch size.
+    The steps of the state from which it resumes may have been of another batch size.
     """
     done, epoch, batch = (state.step, state.epoch, state.batch) if state else (0, 0, 0)
     left = batches.steps * max(0, config.max_epochs - epoch) - min(batch, batches.steps)
@@ -156,7 +153,6 @@ def _lpips(config: TrainConfig, objective: Objective, device: torch.device) -> L
 
 
 def _pairs(config: TrainConfig, fabric: Fabric, progress: Progress) -> tuple[PairDataset, BucketBatches]:
-    """Return the training pairs, and this process's batches of them."""
     train = open_data(config, "train", seed=config.seed, progress=progress)
     batches = BucketBatches(
         train,
@@ -182,7 +178,40 @@ def _pairs(config: TrainConfig, fabric: Fabric, progress: Progress) -> tuple[Pai
 def _latents(config: TrainConfig, base: Checkpoint, model: LBMModel) -> LatentCache | None:
     if not config.cache_latents:
         return None
-    assert config.cache_dir is not None, "the settings check ensures it"
+    assert config.cache_dir is not None
     vae = fingerprint(base.component(VAE_PREFIX)).digest
     settings = json.dumps(model.config.vae_config, sort_keys=True, default=str)
     return LatentCache(config.cache_dir, f"{vae} {settings} posterior mean {model.vae_dtype}")
+
+
+def read_given(config: TrainConfig, base: Component, found: Fingerprint) -> Adapter | None:
+    """Read the adapter that training continues, checked against the base."""
+    if config.lora_weights_path is None:
+        return None
+    adapter = load_adapter(config.lora_weights_path, config.lora_alpha_is, base=base)
+    adapter = adapted_to_lbm(adapter, base.shapes).adapter
+    check_fit(adapter, base.shapes)
+    # no override: a LoRA trained on another base than its own would fit neither
+    check_base(adapter, base, allow_other_base=None, found=found)
+    return adapter
+
+
+def make_trainee(
+    model: LBMModel, config: TrainConfig, given: Adapter | None, initial: Mapping[ModuleName, InitialFactors] | None
+) -> Trainee:
+    """Make a new model's denoiser trainable as configured.
+
+    Args:
+        given: the adapter that training continues.
+        initial: initial factors of the resumed run.
+    """
+    denoiser: nn.Module = model.denoiser
+    if config.mode == "full":
+        for parameter in denoiser.parameters():
+            parameter.data = parameter.data.float().clone()  # independent of the file
+            parameter.requires_grad_(True)
+        return FullModel(denoiser)
+    layout = layout_of(denoiser)
+    plan = plan_new(layout, config) if given is None else plan_continued(layout, config, given)
+    init, dropout, seed = config.init_lora, config.lora_dropout, config.seed
+    return inject_plan(denoiser, plan, given=given, init=init, dropout=dropout, seed=seed, initial=initial)

@@ -16,7 +16,7 @@ from torch import Tensor
 from lbm_lora.errors import ConfigError, MissingExtraError, absolute_path
 from lbm_lora.files import cannot_write
 from lbm_lora.training.checkpoint import RunFolder
-from lbm_lora.training.settings.train_config import RunSettings
+from lbm_lora.training.settings import RunSettings
 
 _PACKAGES = {"wandb": "wandb", "tensorboard": "tensorboard"}
 _GRID = "validation/pictures"

@@ -13,7 +13,7 @@ from lbm_lora.errors import ConfigError, Option, need_packages
 from lbm_lora.files import Outputs, check_writable, is_same, is_trained
 from lbm_lora.hub import localized
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.training.settings.train_config import RUN_LINE, STATE_NAME, TrainConfig, read_train_config
+from lbm_lora.training.settings import RUN_LINE, STATE_NAME, TrainConfig, read_train_config
 
 if TYPE_CHECKING:
     from lbm_lora.training.fit import FitResult

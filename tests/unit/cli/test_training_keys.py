@@ -5,7 +5,7 @@ import pytest
 from lbm_lora.cli.training_keys import check_keys, list_keys, text_keys, training_sections
 from lbm_lora.configs.marks import Bounds
 from lbm_lora.errors import ConfigError
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.settings import TrainConfig
 
 KEYS = {key.name: key for section in training_sections().values() for key in section}
 

@@ -25,7 +25,7 @@ from lbm_lora.training.checkpoint import (
     save_state,
 )
 from lbm_lora.training.prepare import PreparedRun
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.settings import TrainConfig
 
 Config = Callable[..., TrainConfig]
 

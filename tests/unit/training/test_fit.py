@@ -13,7 +13,7 @@ from lbm_lora.training import fit as fit_module
 from lbm_lora.training.checkpoint import RunFolder
 from lbm_lora.training.fit import fit
 from lbm_lora.training.learner import Learner
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.settings import TrainConfig
 
 Config = Callable[..., TrainConfig]
 

@@ -15,8 +15,7 @@ from lbm_lora.training.launch import open_fabric
 from lbm_lora.training.learner import Learner
 from lbm_lora.training.optimizer import check_kept, check_optimizer, make_optimizer, rate_factor
 from lbm_lora.training.prepare import PreparedRun, prepare
-from lbm_lora.training.settings.learning_keys import OptimizerSettings, optimizers
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.settings import OptimizerSettings, TrainConfig, optimizers
 
 Config = Callable[..., TrainConfig]
 

@@ -18,9 +18,8 @@ from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.factorize import rank_bound
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.naming import ModuleName, ParamName
-from lbm_lora.training.lora import LiveAdapter, export_adapter, inject_plan
-from lbm_lora.training.plan import layout_of, plan_continued, plan_new
-from lbm_lora.training.settings.model_keys import ModelSettings
+from lbm_lora.training.lora import LiveAdapter, export_adapter, inject_plan, layout_of, plan_continued, plan_new
+from lbm_lora.training.settings import ModelSettings
 from lbm_lora.workflows import extract
 from standins import delta
 

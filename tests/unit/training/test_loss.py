@@ -31,8 +31,7 @@ from lbm_lora.training.loss import (
     pixel_loss,
     sample_generators,
 )
-from lbm_lora.training.settings.learning_keys import ObjectiveSettings
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.settings import ObjectiveSettings, TrainConfig
 
 L2 = objective_of(ObjectiveSettings(pixel_loss_type="l2", pixel_loss_weight=1), LBMConfig())
 L1 = replace(L2, latent_loss_type="l1", pixel_loss_type="l1")

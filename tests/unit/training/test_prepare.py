@@ -11,7 +11,7 @@ from lbm_lora.training.checkpoint import TrainState
 from lbm_lora.training.data.batches import BucketBatches
 from lbm_lora.training.data.dataset import open_data
 from lbm_lora.training.prepare import total_steps
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.settings import TrainConfig
 
 Config = Callable[..., TrainConfig]
 

@@ -14,7 +14,7 @@ from lbm_lora.errors import ConfigError, MissingExtraError, OutputError
 from lbm_lora.training import run_log as module
 from lbm_lora.training.checkpoint import RunFolder
 from lbm_lora.training.run_log import Meter, RunLog, check_logger, quiet_writer
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.settings import TrainConfig
 
 Config = Callable[..., TrainConfig]
 

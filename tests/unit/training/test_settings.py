@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lbm_lora.errors import ConfigError
-from lbm_lora.training.settings.train_config import STATE_NAME, TrainConfig, read_train_config
+from lbm_lora.training.settings import STATE_NAME, TrainConfig, read_train_config
 
 SHIPPED = Path(__file__).parents[3] / "lora" / "lora_relight_config.yaml"
 

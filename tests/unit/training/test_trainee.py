@@ -18,8 +18,9 @@ from lbm_lora.naming import ModuleName, ParamName, module_of
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.training import trainee as trainee_module
 from lbm_lora.training.lora import LiveAdapter
-from lbm_lora.training.settings.train_config import TrainConfig
-from lbm_lora.training.trainee import FullModel, Write, make_trainee, read_given, result_writer, trained_steps
+from lbm_lora.training.prepare import make_trainee, read_given
+from lbm_lora.training.settings import TrainConfig
+from lbm_lora.training.trainee import FullModel, Write, result_writer, trained_steps
 
 Config = Callable[..., TrainConfig]
 Predict = Callable[..., Tensor]

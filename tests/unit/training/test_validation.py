@@ -11,7 +11,7 @@ from lbm_lora.imaging.metrics import psnr, ssim
 from lbm_lora.model.build import LBMModel
 from lbm_lora.training.data.dataset import PairDataset, collate, open_data
 from lbm_lora.training.loss import BridgeStep, objective_of
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.settings import TrainConfig
 from lbm_lora.training.validation import ImageScores, Measured, Scores, Validator, measure, summary
 
 Config = Callable[..., TrainConfig]

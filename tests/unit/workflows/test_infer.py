@@ -19,10 +19,9 @@ from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.cli.main import parse
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.errors import ConfigError, ImageError, InputError, OutputError, WrongBaseError
-from lbm_lora.imaging.image_file import write_image
+from lbm_lora.imaging.image_file import RESULT, write_image
 from lbm_lora.model import bridge_pipeline
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName
-from lbm_lora.imaging.image_file import RESULT
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.workflows import infer as module
 from lbm_lora.workflows.infer import run

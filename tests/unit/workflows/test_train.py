@@ -15,7 +15,7 @@ from lbm_lora.cli.main import main, parse
 from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.errors import MissingExtraError
 from lbm_lora.training import fit
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.settings import TrainConfig
 from lbm_lora.workflows import train
 from standins import Lbm
 

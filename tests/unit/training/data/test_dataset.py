@@ -15,7 +15,7 @@ from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.tensors import mask_to_tensor, to_tensor
 from lbm_lora.shards.samples import Skipped
 from lbm_lora.training.data.dataset import Draw, PairDataset, open_data
-from lbm_lora.training.settings.data_keys import DataSettings
+from lbm_lora.training.settings import DataSettings
 
 
 def opened(folder: Path, **settings: object) -> PairDataset:

@@ -15,7 +15,7 @@ from lbm_lora.training.data.batches import BucketBatches, loader_of
 from lbm_lora.training.data.dataset import Draw, PairDataset, open_data
 from lbm_lora.training.data.latents import LatentCache, fill_latents
 from lbm_lora.training.data.pairs import Pair
-from lbm_lora.training.settings.data_keys import DataSettings
+from lbm_lora.training.settings import DataSettings
 
 PAIR = Pair(key="a", source=b"one", target=b"two", mask=None, size=(64, 64))
 

@@ -10,7 +10,7 @@ from lbm_lora import errors
 from lbm_lora.errors import DataError, MissingExtraError
 from lbm_lora.progress import Silent
 from lbm_lora.training.data.dataset import open_data
-from lbm_lora.training.settings.data_keys import DataSettings
+from lbm_lora.training.settings import DataSettings
 
 
 class Notes(Silent):
