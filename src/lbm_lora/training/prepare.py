@@ -2,8 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -36,101 +34,66 @@ from lbm_lora.training.lora import InitialFactors, inject_plan, layout_of, plan_
 from lbm_lora.training.loss import BridgeStep, Lpips, Objective, objective_of
 from lbm_lora.training.optimizer import check_kept, make_optimizer
 from lbm_lora.training.settings import TrainConfig
-from lbm_lora.training.trainee import FullModel, Trainee, Write, part_digest, result_writer
+from lbm_lora.training.trainee import FullModel, Trainee, part_digest, result_writer
 from lbm_lora.training.validation import Validator
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
 class PreparedRun:
-    """A run that is ready to start.
+    """A run that is ready to start: everything is read and checked, then the model built, on the CPU.
 
     Attributes:
+        state: state to resume from.
         total: optimizer steps of the complete run, including earlier parts.
+        done, left: those of earlier parts, and of this one: none if earlier parts have done more than is asked for.
         identity, part, measured: as in `TrainState`, of the part that begins.
-        loss: the loss; its model is on the CPU.
         batches: this process's share of the training pairs.
     """
 
-    config: TrainConfig
-    folder: RunFolder
-    total: int
-    state: TrainState | None
-    identity: dict[str, Any]
-    part: str
-    loss: BridgeStep
-    trainee: Trainee
-    write: Write
-    train: PairDataset
-    batches: BucketBatches
-    latents: LatentCache | None
-    validator: Validator | None
-    measured: str | None
-
-    @property
-    def done(self) -> int:
-        """Optimizer steps of earlier parts of the run."""
-        return self.state.step if self.state else 0
-
-    @property
-    def left(self) -> int:
-        """Optimizer steps of this part; none if earlier parts have done more than the configuration asks for."""
-        return max(0, self.total - self.done)
-
-
-def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Progress) -> PreparedRun:
-    """Read and check everything, then build the model."""
-    folder = RunFolder(config.save_ckpt_path)
-    state = find_state(config, folder)
-    lbm = resolve_config(base, config_path=config.config_path)
-    refuse_conditioning(lbm, where=base.path)
-    objective = objective_of(config, lbm)
-    lpips = _lpips(config, objective, fabric.device)
-    train, batches = _pairs(config, fabric, progress)
-    validator, measured = None, None
-    if config.has_validation:
-        dataset = open_data(config, "validation", seed=config.seed, progress=progress)
-        validator = Validator(dataset, count=config.validation_samples, num_steps=config.num_steps, lpips=lpips)
-        weights = "" if config.lpips_weights is None else file_digest(config.lpips_weights)
-        measured = f"{dataset.index.digest} {weights}".rstrip()
-    component = base.component()
-    denoiser = fingerprint(component)
-    given = read_given(config, component, denoiser)
-    identity = identity_of(config, denoiser.digest, around(base, lbm), train.index, fabric.world_size)
-    if state is None:
-        initial, part = None, part_digest(config, {"identity": identity, "measured": measured})
-    else:
-        state = resumed(state, config, identity, measured, progress)
-        initial, part = {ModuleName(name): InitialFactors(*pair) for name, pair in state.origins.items()}, state.part
-    model = load_model(
-        base.path,
-        config_path=config.config_path,
-        dtype=torch.float32 if config.mode == "full" else dtype_of(config.base_dtype),
-    )  # on the CPU, where its weights are views of the file
-    if config.gradient_checkpointing:
-        model.denoiser.enable_gradient_checkpointing()
-        model.vae.enable_gradient_checkpointing()
-    trainee = make_trainee(model, config, given, initial)
-    make_optimizer(trainee.parameters, config)  # refuses what it cannot train
-    if state is not None:
-        check_values(state, trainee.parameters, state_file(config))
-        check_kept(state.optimizer, trainee.parameters, config)
-    mixed = config.precision == "bf16-mixed"
-    return PreparedRun(
-        config=config,
-        folder=folder,
-        total=total_steps(batches, config, state),
-        state=state,
-        identity=identity,
-        part=part,
-        loss=BridgeStep(model=model, objective=objective, seed=config.seed, lpips=lpips, mixed=mixed),
-        trainee=trainee,
-        write=result_writer(trainee, config, base, denoiser, model.config, part),
-        train=train,
-        batches=batches,
-        latents=_latents(config, base, model),
-        validator=validator,
-        measured=measured,
-    )
+    def __init__(self, config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Progress) -> None:
+        self.config, self.folder = config, RunFolder(config.save_ckpt_path)
+        state = find_state(config, self.folder)
+        lbm = resolve_config(base, config_path=config.config_path)
+        refuse_conditioning(lbm, where=base.path)
+        objective = objective_of(config, lbm)
+        lpips = _lpips(config, objective, fabric.device)
+        self.train, self.batches = _pairs(config, fabric, progress)
+        self.validator: Validator | None = None
+        self.measured: str | None = None
+        if config.has_validation:
+            pairs = open_data(config, "validation", seed=config.seed, progress=progress)
+            steps = config.num_steps
+            self.validator = Validator(pairs, count=config.validation_samples, num_steps=steps, lpips=lpips)
+            weights = "" if config.lpips_weights is None else file_digest(config.lpips_weights)
+            self.measured = f"{pairs.index.digest} {weights}".rstrip()
+        component = base.component()
+        denoiser = fingerprint(component)
+        given = read_given(config, component, denoiser)
+        vae_and_config = around(base, lbm)
+        self.identity = identity_of(config, denoiser.digest, vae_and_config, self.train.index, fabric.world_size)
+        initial: dict[ModuleName, InitialFactors] | None = None
+        if state is None:
+            self.part = part_digest(config, {"identity": self.identity, "measured": self.measured})
+        else:
+            state = resumed(state, config, self.identity, self.measured, progress)
+            initial = {ModuleName(name): InitialFactors(*pair) for name, pair in state.origins.items()}
+            self.part = state.part
+        dtype = torch.float32 if config.mode == "full" else dtype_of(config.base_dtype)
+        model = load_model(base.path, config_path=config.config_path, dtype=dtype)  # weights are views of the file
+        if config.gradient_checkpointing:
+            model.denoiser.enable_gradient_checkpointing()
+            model.vae.enable_gradient_checkpointing()
+        self.trainee = make_trainee(model, config, given, initial)
+        make_optimizer(self.trainee.parameters, config)  # refuses what it cannot train
+        if state is not None:
+            check_values(state, self.trainee.parameters, state_file(config))
+            check_kept(state.optimizer, self.trainee.parameters, config)
+        self.state, self.done = state, state.step if state else 0
+        self.total = total_steps(self.batches, config, state)
+        self.left = max(0, self.total - self.done)
+        mixed = config.precision == "bf16-mixed"
+        self.loss = BridgeStep(model=model, objective=objective, seed=config.seed, lpips=lpips, mixed=mixed)
+        self.write = result_writer(self.trainee, config, base, denoiser, model.config, self.part)
+        self.latents = _latents(config, base, model)
 
 
 def total_steps(batches: BucketBatches, config: TrainConfig, state: TrainState | None = None) -> int:

@@ -14,7 +14,7 @@ from lbm_lora.training.data.dataset import Batch, collate
 from lbm_lora.training.launch import open_fabric
 from lbm_lora.training.learner import Learner
 from lbm_lora.training.optimizer import check_kept, check_optimizer, make_optimizer, rate_factor
-from lbm_lora.training.prepare import PreparedRun, prepare
+from lbm_lora.training.prepare import PreparedRun
 from lbm_lora.training.settings import OptimizerSettings, TrainConfig, optimizers
 
 Config = Callable[..., TrainConfig]
@@ -45,7 +45,7 @@ def make_learner(config: TrainConfig) -> tuple[Learner, PreparedRun]:
     fabric = open_fabric(config)
     assert config.base_model_path is not None
     with open_checkpoint(config.base_model_path) as base:
-        run = prepare(config, base, fabric, SILENT)
+        run = PreparedRun(config, base, fabric, SILENT)
     fabric.launch()
     return Learner(run, fabric), run
 

@@ -178,7 +178,7 @@ def fill_latents(
 def _missing(dataset: PairDataset, cache: LatentCache, rank: int, world: int, progress: Progress) -> Iterator[Draw]:
     for index in range(rank, len(dataset), world):
         progress.advance()
-        for size in dataset.preparation.buckets(dataset.index.size(index)):
+        for size in dataset.sizes(index):
             try:
                 is_cached = cache.path(dataset.index.record(index), size).exists()
             except ImageError:

@@ -50,60 +50,7 @@ class Draw:
     size: Size
 
 
-@dataclass(frozen=True)
-class Preparation:
-    """How the images of a split are resized: by the keys of the training file, with a seed of all draws."""
-
-    keys: DataSettings
-    seed: int
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """Return the probability of each size; they add up to 1."""
-        count = len(self.keys.image_size)
-        return self.keys.image_size_prob or (1 / count,) * count
-
-    @property
-    def main_size(self) -> int:
-        """Return the most probable size; the largest if several are."""
-        return max(zip(self.shares, self.keys.image_size, strict=True))[1]
-
-    def drawn_size(self, at: float) -> int:
-        """Return the size that a number in [0, 1) selects under the probabilities."""
-        uppers = accumulate(self.shares)
-        chosen = (size for size, upper in zip(self.keys.image_size, uppers, strict=True) if at < upper)
-        return next(chosen, self.main_size)
-
-    def bucket(self, image: Size, image_size: int) -> Size:
-        """Return the (width, height) that an image is resized to at a size: a bucket of LBM, or a square."""
-        return _bucket(*(image if self.keys.aspect_buckets else (1, 1)), image_size)
-
-    def buckets(self, image: Size) -> tuple[Size, ...]:
-        """Return each (width, height) that an image may be resized to."""
-        used = [size for size, share in zip(self.keys.image_size, self.shares, strict=True) if share > 0]
-        return tuple(dict.fromkeys(self.bucket(image, size) for size in used))
-
-    def prepared(self, draw: Draw, image: Image.Image, resample: Image.Resampling) -> Image.Image:
-        """Return an image in the draw's size. All images of one sample are cropped and mirrored identically."""
-        box = self._window(draw, image.size)
-        if image.size != draw.size or box != (0, 0, *image.size):
-            image = image.resize(draw.size, resample, box)
-        mirrored = self.keys.flip and uniform("flip", self.seed, draw.epoch, draw.index) < 0.5
-        return ImageOps.mirror(image) if mirrored else image
-
-    def _window(self, draw: Draw, image: Size) -> tuple[float, float, float, float]:
-        """Return the part of an image that is used: all of it, or the largest window of the draw's aspect ratio."""
-        width, height = image
-        if not self.keys.random_crop:
-            return 0, 0, width, height
-        scale = min(width / draw.size[0], height / draw.size[1])
-        w, h = min(width, draw.size[0] * scale), min(height, draw.size[1] * scale)
-        left = (width - w) * uniform("left", self.seed, draw.epoch, draw.index)
-        top = (height - h) * uniform("top", self.seed, draw.epoch, draw.index)
-        return left, top, min(width, left + w), min(height, top + h)
-
-
-_bucket = lru_cache(maxsize=None)(nearest_bucket)
+_nearest = lru_cache(maxsize=None)(nearest_bucket)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,25 +110,32 @@ def collate(batches: Sequence[Batch]) -> Batch:
 
 
 class PairDataset(Dataset[Batch]):
-    """Data set of pairs by index: each is a batch of one sample.
+    """Data set of pairs by index, each a batch of one sample, resized by the keys of the training file.
 
     A damaged sample is replaced by the next one of the same shape, identically in every process. The replacement
     records this in `skipped`; the caller passes that to `count`, which keeps the total.
 
     Args:
+        seed: seed of all draws.
         where: name of the data set, for error messages.
 
     Attributes:
         shapes: identifier of the aspect ratio that each sample is resized to.
     """
 
-    def __init__(self, index: PairIndex, preparation: Preparation, *, where: str) -> None:
-        self.index, self.preparation, self.where = index, preparation, where
+    def __init__(self, index: PairIndex, keys: DataSettings, *, seed: int, where: str) -> None:
+        self.index, self.where = index, where
+        self._keys, self._seed = keys, seed
+        self._shares = keys.image_size_prob or (1 / len(keys.image_size),) * len(keys.image_size)
+        self.main_size = max(zip(self._shares, keys.image_size, strict=True))[1]  # of the most probable, the largest
         self._latents: LatentCache | None = None
         self._with_images = True
         self._skipped = {item.key: item for item in index.skipped}
         self._total = len(index) + len(index.skipped)
-        self.shapes = _shapes(index, preparation)
+        sizes, inverse = np.unique(index.sizes, axis=0, return_inverse=True)
+        buckets = [self._bucket((width, height), FULL_SIZE) for width, height in sizes.tolist()]
+        numbers = {bucket: number for number, bucket in enumerate(sorted(set(buckets)))}
+        self.shapes: NDArray[np.int64] = np.array([numbers[bucket] for bucket in buckets])[inverse.reshape(-1)]
         self.count(())
 
     def __len__(self) -> int:
@@ -192,18 +146,28 @@ class PairDataset(Dataset[Batch]):
         """Corrupt samples so far."""
         return tuple(self._skipped.values())
 
+    def _bucket(self, image: Size, image_size: int) -> Size:
+        return _nearest(*(image if self._keys.aspect_buckets else (1, 1)), image_size)
+
+    def sizes(self, index: int) -> tuple[Size, ...]:
+        """Return each (width, height) that a sample may be resized to."""
+        used = [size for size, share in zip(self._keys.image_size, self._shares, strict=True) if share > 0]
+        return tuple(dict.fromkeys(self._bucket(self.index.size(index), size) for size in used))
+
     def drawn_size(self, index: int, at: float) -> Size:
-        """Return the (width, height) that a sample is resized to if `at`, in [0, 1), was drawn for its budget."""
-        return self.preparation.bucket(self.index.size(index), self.preparation.drawn_size(at))
+        """Return the (width, height) that a sample is resized to if `at`, in [0, 1), was drawn for its size."""
+        uppers = accumulate(self._shares)
+        drawn = (size for size, upper in zip(self._keys.image_size, uppers, strict=True) if at < upper)
+        return self._bucket(self.index.size(index), next(drawn, self.main_size))
 
     def draw(self, index: int) -> Draw:
-        """Return the draw of a sample for epoch 0 at the most probable budget."""
-        return Draw(index, 0, self.preparation.bucket(self.index.size(index), self.preparation.main_size))
+        """Return the draw of a sample for epoch 0 at the most probable size."""
+        return Draw(index, 0, self._bucket(self.index.size(index), self.main_size))
 
     def count(self, skipped: Iterable[Skipped]) -> None:
-        """Count the corrupt samples that samples and batches report in `skipped`."""
+        """Count the corrupt samples that batches report in `skipped`."""
         self._skipped |= {item.key: item for item in skipped}
-        check_corrupt(self.where, self.skipped, self._total, self.preparation.keys.max_corrupt)
+        check_corrupt(self.where, self.skipped, self._total, self._keys.max_corrupt)
 
     def with_latents(self, latents: LatentCache, *, images: bool) -> "PairDataset":
         """Return the same pairs with their latents, which must all be cached; with images too for a pixel loss."""
@@ -257,16 +221,25 @@ class PairDataset(Dataset[Batch]):
             raise ImageError(f"{role}: {error}") from None
 
     def _fitted(self, image: Image.Image, pair: Record, draw: Draw, resample: Image.Resampling) -> Image.Image:
+        """Return an image in the draw's size. All images of one sample are cropped and mirrored identically."""
         if not same_shape(image.size, pair.size):
             raise ImageError(f"it is {image.width}x{image.height}, but was {pair.size[0]}x{pair.size[1]} before")
-        return self.preparation.prepared(draw, image, resample)
+        box = self._window(draw, image.size)
+        if image.size != draw.size or box != (0, 0, *image.size):
+            image = image.resize(draw.size, resample, box)
+        mirrored = self._keys.flip and uniform("flip", self._seed, draw.epoch, draw.index) < 0.5
+        return ImageOps.mirror(image) if mirrored else image
 
-
-def _shapes(index: PairIndex, preparation: Preparation) -> NDArray[np.int64]:
-    sizes, inverse = np.unique(index.sizes, axis=0, return_inverse=True)
-    buckets = [preparation.bucket((width, height), FULL_SIZE) for width, height in sizes.tolist()]
-    numbers = {bucket: number for number, bucket in enumerate(sorted(set(buckets)))}
-    return np.array([numbers[bucket] for bucket in buckets], dtype=np.int64)[inverse.reshape(-1)]
+    def _window(self, draw: Draw, image: Size) -> tuple[float, float, float, float]:
+        """Return the part of an image that is used: all of it, or the largest window of the draw's aspect ratio."""
+        width, height = image
+        if not self._keys.random_crop:
+            return 0, 0, width, height
+        scale = min(width / draw.size[0], height / draw.size[1])
+        w, h = min(width, draw.size[0] * scale), min(height, draw.size[1] * scale)
+        left = (width - w) * uniform("left", self._seed, draw.epoch, draw.index)
+        top = (height - h) * uniform("top", self._seed, draw.epoch, draw.index)
+        return left, top, min(width, left + w), min(height, top + h)
 
 
 def open_data(settings: DataSettings, split: Split, *, seed: int, progress: Progress = SILENT) -> PairDataset:
@@ -292,11 +265,12 @@ def open_data(settings: DataSettings, split: Split, *, seed: int, progress: Prog
         index = make_index(_in_shards(settings, shards, progress), keys)
     if index.skipped:
         progress.note(f"{where}: {said_of(index.skipped, len(index) + len(index.skipped))}.")
-    if split == "validation":
-        size = (Preparation(settings, seed).main_size,)
-        fixed = {"image_size": size, "image_size_prob": None, "flip": False, "random_crop": False}
-        settings = settings.model_copy(update=fixed)
-    return PairDataset(index, Preparation(settings, seed), where=where)
+    made = PairDataset(index, settings, seed=seed, where=where)
+    if split == "train":
+        return made
+    size = (made.main_size,)
+    fixed = {"image_size": size, "image_size_prob": None, "flip": False, "random_crop": False}
+    return PairDataset(index, settings.model_copy(update=fixed), seed=seed, where=where)
 
 
 def _in_shards(settings: DataSettings, patterns: tuple[str, ...], progress: Progress) -> Iterator[Found]:
