@@ -19,7 +19,7 @@ from lbm_lora.imaging.grids import comparison_grid
 from lbm_lora.imaging.metrics import psnr, ssim
 from lbm_lora.imaging.tensors import to_images
 from lbm_lora.model.bridge_pipeline import follow_bridge
-from lbm_lora.training.data.dataset import Batch, PairDataset, collate
+from lbm_lora.training.data.dataset import Batch, PairDataset
 from lbm_lora.training.loss import BridgeStep, Lpips, sample_generators
 
 SAMPLES = f"{MARK}: samples"
@@ -111,7 +111,7 @@ class Validator:
         filled = self._indices + self._indices[:1] * (-len(self._indices) % world)
         measured: dict[int, Measured] = {}
         for index in filled[rank::world]:
-            measured[index] = measure(step, collate([self._dataset[index]]), self._num_steps, self._lpips)
+            measured[index] = measure(step, self._dataset[index], self._num_steps, self._lpips)
             if stop():
                 return None
         if world > 1:

@@ -188,15 +188,3 @@ def test_an_optimizer_that_goes_on_needs_what_it_has_kept() -> None:
     with pytest.raises(ConfigError, match="need max_exp_avg_sq, which AdamW has not kept so far in this run"):
         check_kept(kept, parameters, make(optimizer_kwargs={"amsgrad": True}))
     check_kept({}, parameters, make(optimizer="SGD", optimizer_kwargs={"momentum": 0.9}))
-
-
-@pytest.mark.parametrize("name", sorted({*optimizers()} - {"Muon"}))
-def test_what_an_optimizer_has_kept_has_the_shapes_of_its_parameters(name: str) -> None:
-    parameters = learning()
-    kept = kept_by(parameters, optimizer=name)
-    check_kept(kept, parameters, make(optimizer=name))
-    tensors = [key for key, value in kept["a"].items() if isinstance(value, torch.Tensor) and value.dim()]
-    for key in tensors:
-        damaged = kept | {"a": kept["a"] | {key: torch.zeros(7, 7)}}
-        with pytest.raises(ConfigError, match=f"{key} has another shape"):
-            check_kept(damaged, parameters, make(optimizer=name))
