@@ -15,8 +15,7 @@ from lbm_lora.fidelity.output_errors import OutputErrors, squared_errors, typica
 from lbm_lora.model.build import LBMModel
 from lbm_lora.model.streamed_weights import LARGE
 from lbm_lora.naming import ParamName
-from lbm_lora.training.lora import DOWN, UP, export_adapter, inject_plan
-from lbm_lora.training.plan import PlannedLora, TrainPlan, layout_of, modules_in
+from lbm_lora.training.lora import DOWN, UP, PlannedLora, TrainPlan, export_adapter, inject_plan, layout_of, modules_in
 
 
 class Student:

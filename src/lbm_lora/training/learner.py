@@ -1,7 +1,4 @@
-"""Train on a device: forward and backward passes, the optimizer's steps, its schedule, and the average of the weights.
-
-The schedule is our own code, the average is torch's.
-"""
+"""Train on a device: forward and backward passes, the optimizer's steps, its schedule, the average of the weights."""
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -25,10 +22,7 @@ from lbm_lora.training.prepare import PreparedRun
 
 
 class Learner:
-    """Trainable part of a run's model, with its optimizer.
-
-    Args:
-        fabric: its processes are started; the model is put on its device.
+    """Trainable part of a run's model, which is put on the device of Fabric, with its optimizer.
 
     Attributes:
         loss: the run's loss with the model on its device, for computations outside training.

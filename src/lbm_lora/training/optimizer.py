@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lbm_lora.errors import ConfigError, listing
 from lbm_lora.training.lora import UP
-from lbm_lora.training.settings.learning_keys import OptimizerSettings, optimizers
+from lbm_lora.training.settings import OptimizerSettings, optimizers
 
 
 def make_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> Optimizer:
@@ -41,7 +41,7 @@ def check_optimizer(settings: OptimizerSettings, device: torch.device) -> None:
     """Take a step on a small matrix: torch refuses some arguments, and some devices, only then."""
     chosen = f"optimizer {settings.optimizer} with optimizer_kwargs {settings.optimizer_kwargs}"
     try:
-        weight, _ = _trial(settings, device, (2, 2))
+        weight, _ = _trial(settings, device, dim=2)
     except ConfigError:
         raise
     except Exception as error:
@@ -54,40 +54,24 @@ def check_kept(
     kept: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings
 ) -> None:
     """Check what an optimizer that goes on has kept for each parameter, by name: other arguments may need more."""
-    sides = (2, 3, 4, 5)  # all different, so that a side of 1 is one that the optimizer reduces
-    needed = cache(lambda dim: _trial(settings, torch.device("cpu"), sides[:dim])[1])
-    for name, parameter in parameters.items():
-        if name not in kept:
-            continue
-        missing = needed(parameter.dim()).keys() - kept[name].keys()
+    needed = cache(lambda dim: _trial(settings, torch.device("cpu"), dim)[1].keys())
+    for name in kept.keys() & parameters.keys():
+        missing = needed(parameters[name].dim()) - kept[name].keys()
         if missing:
             raise ConfigError(
                 f"optimizer_kwargs {settings.optimizer_kwargs} need {listing(sorted(missing))}, which "
                 f"{settings.optimizer} has not kept so far in this run. Use the ones that the run began with, or "
                 "choose another save_ckpt_path."
             )
-        for key, value in needed(parameter.dim()).items():
-            small = zip(_shape(value), parameter.shape, strict=False)
-            if _shape(kept[name][key]) != tuple(1 if side == 1 else full for side, full in small):
-                raise ConfigError(
-                    f"what {settings.optimizer} has kept for {name} so far is damaged: {key} has another shape. Choose "
-                    "another save_ckpt_path; lora_weights_path continues from a saved LoRA."
-                )
 
 
-def _trial(
-    settings: OptimizerSettings, device: torch.device, shape: tuple[int, ...]
-) -> tuple[Tensor, Mapping[str, Any]]:
+def _trial(settings: OptimizerSettings, device: torch.device, dim: int) -> tuple[Tensor, Mapping[str, Any]]:
     """Take a step on a small tensor, and return it with what the optimizer keeps for it."""
-    weight = nn.Parameter(torch.full(shape, 0.5, device=device))
+    weight = nn.Parameter(torch.full((2,) * dim, 0.5, device=device))
     weight.grad = torch.full_like(weight, 0.5)
     optimizer = make_optimizer({"weight": weight}, settings)
     optimizer.step()
     return weight, optimizer.state[weight]
-
-
-def _shape(value: object) -> tuple[int, ...]:
-    return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
 def _said(error: Exception) -> str:
@@ -95,14 +79,10 @@ def _said(error: Exception) -> str:
 
 
 def rate_factor(settings: OptimizerSettings, step: int, total: int) -> float:
-    """Return the factor on the learning rate in a step, in [0, 1].
+    """Return the factor on the learning rate in a step, from 0, of all steps of a run: a number in [0, 1].
 
     A linear warm-up that starts at 1/warmup_steps; then constant, or decaying to 0 just after the last step, linearly
     or along half a cosine.
-
-    Args:
-        step: optimizer step, from 0.
-        total: steps of the complete run, including earlier parts.
     """
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps

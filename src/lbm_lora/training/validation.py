@@ -19,7 +19,7 @@ from lbm_lora.imaging.grids import comparison_grid
 from lbm_lora.imaging.metrics import psnr, ssim
 from lbm_lora.imaging.tensors import to_images
 from lbm_lora.model.bridge_pipeline import follow_bridge
-from lbm_lora.training.data.dataset import Batch, PairDataset, collate
+from lbm_lora.training.data.dataset import Batch, PairDataset
 from lbm_lora.training.loss import BridgeStep, Lpips, sample_generators
 
 SAMPLES = f"{MARK}: samples"
@@ -33,13 +33,7 @@ ImageTensor = Float[Tensor, "3 height width"]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageScores:
-    """Image metrics of predictions against their targets, averaged over the pairs.
-
-    Attributes:
-        psnr: PSNR in dB, within the mask if the data has one.
-        ssim: SSIM, within the mask if the data has one.
-        lpips: LPIPS of the full images; None without its weights.
-    """
+    """PSNR in dB and SSIM of predictions, within the mask if there is one; LPIPS of full images if it has weights."""
 
     psnr: float
     ssim: float
@@ -48,14 +42,8 @@ class ImageScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Scores of a validation.
-
-    Attributes:
-        samples: number of measured pairs.
-        losses: timestep -> loss.
-        loss: their mean, weighted by the probabilities of the timesteps in training.
-        images: steps -> scores of the images after that many denoiser calls.
-    """
+    """Scores of a validation: the loss at each timestep, their mean by the probabilities in training, and the scores of
+    the images after each number of denoiser calls."""
 
     samples: int
     losses: dict[float, float]
@@ -123,7 +111,7 @@ class Validator:
         filled = self._indices + self._indices[:1] * (-len(self._indices) % world)
         measured: dict[int, Measured] = {}
         for index in filled[rank::world]:
-            measured[index] = measure(step, collate([self._dataset[index]]), self._num_steps, self._lpips)
+            measured[index] = measure(step, self._dataset[index], self._num_steps, self._lpips)
             if stop():
                 return None
         if world > 1:
@@ -155,8 +143,8 @@ def grid(measured: Sequence[Measured]) -> Image.Image:
 @torch.no_grad()
 def measure(step: BridgeStep, batch: Batch, num_steps: Sequence[int], lpips: Lpips | None) -> Measured:
     """Measure a batch of one pair; the arguments are those of `Validator`."""
-    if batch.source is None or batch.target is None:
-        raise AssertionError("validation pairs must be images")
+    assert batch.source is not None
+    assert batch.target is not None
     encoded = replace(batch, latents=step.latents(batch))  # encoded once for all timesteps and images
     losses = {
         timestep: float(step.losses_at(encoded, torch.tensor([timestep]), stream=f"validation {timestep:g}"))

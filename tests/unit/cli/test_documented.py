@@ -41,9 +41,7 @@ def test_default_paths_are_the_documented_ones() -> None:
     assert values_of("train_lora")["path_config"] == Path("lora/lora_relight_config.yaml")
 
 
-@pytest.mark.parametrize(
-    "there", ["lora/exact_base.ckpt", "lora/checkpoints/base/exact_lbm_base.ckpt"]
-)
+@pytest.mark.parametrize("there", ["lora/exact_base.ckpt", "lora/checkpoints/base/exact_lbm_base.ckpt"])
 @pytest.mark.parametrize(
     "arguments",
     [
