@@ -35,9 +35,9 @@ from lbm_lora.inference.shards import (
     translate_shard,
     write_record,
 )
-from lbm_lora.training.launch import open_fabric
 from lbm_lora.progress import Silent
 from lbm_lora.shards.samples import ENDS, Skipped
+from lbm_lora.training.launch import open_fabric
 
 Png = Callable[..., bytes]
 
