@@ -90,7 +90,6 @@ class RunFolder:
         return dict(sorted((int(match[1]), path) for path in there if (match := _STEP.fullmatch(path.name))))
 
     def grids(self) -> list[Path]:
-        """Return the pictures that are there."""
         return sorted(self.grid(0).parent.glob("step-*.png"))
 
     def save(self, step: int, write: Write, values: Values, *, keep: int | None, again: bool = False) -> None:
@@ -146,15 +145,13 @@ class TrainState:
     Attributes:
         step: completed optimizer steps.
         epoch, batch: the next batch of the data.
-        values: trainable values by name, fp32.
-        optimizer: name -> the optimizer's state for it.
+        values: trainable values by name, fp32; `optimizer` is the optimizer's state for each.
         average: the moving average, if there is one; of a refinement, the values of the best LoRA so far.
         origins: module -> (down, up) of its `InitialFactors`.
         best: the best metric so far; larger is better.
         best_step: the step after which it was measured; without `best`, that of another validation.
         validated: the last step after which a validation ran; -1 for none.
-        identity: values that must match for the state to be usable.
-        config: all keys, to report what has changed.
+        identity: values that must match for the state to be usable; `config` is all keys, to report what has changed.
         part: digest of the part of the run since its settings were changed last, which results carry. It depends on
             all that went before. Empty in states of earlier versions.
         measured: digest of what scores were measured on; of a run without validation, and of earlier versions, None.
@@ -246,13 +243,12 @@ def check_values(state: TrainState, parameters: Mapping[str, nn.Parameter], path
 
 
 def on_cpu(value: Tensor) -> Tensor:
-    """Return a complete copy on the CPU; every process must call this."""
+    """Return a complete copy on the CPU; every process must call this, and the next ones."""
     value = value.detach()
     return (value.full_tensor() if isinstance(value, DTensor) else value).to("cpu", copy=True)
 
 
 def copied(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return complete copies on the CPU by name; every process must call this."""
     return {name: on_cpu(value) for name, value in values.items()}
 
 
@@ -265,7 +261,7 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def optimizer_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, dict[str, Any]]:
-    """Return an optimizer's state by the names of its parameters, on the CPU; every process must call this."""
+    """Return an optimizer's state by the names of its parameters, on the CPU."""
     held: Mapping[Tensor, Mapping[str, Any]] = optimizer.state
     return {
         name: {key: on_cpu(value) if isinstance(value, Tensor) else value for key, value in held[parameter].items()}
@@ -295,7 +291,6 @@ def restore(
 
 
 def state_file(config: TrainConfig) -> Path:
-    """Return the file of the state that a run resumes from."""
     return RunFolder(config.save_ckpt_path).state if config.resume in ("auto", "never") else Path(config.resume)
 
 

@@ -16,9 +16,9 @@ from lbm_lora.progress import SILENT, Progress
 from lbm_lora.runtime import StopRequest
 from lbm_lora.training.checkpoint import RunFolder
 from lbm_lora.training.launch import open_fabric, quiet_lightning, shard
+from lbm_lora.training.learner import check_optimizer
 from lbm_lora.training.loop import Standing, TrainingLoop, is_complete, standing_of
 from lbm_lora.training.loss import BatchLoss
-from lbm_lora.training.optimizer import check_optimizer
 from lbm_lora.training.prepare import PreparedRun
 from lbm_lora.training.run_log import check_logger
 from lbm_lora.training.settings import TrainConfig

@@ -18,8 +18,7 @@ from lbm_lora.runtime import StopRequest
 from lbm_lora.training.checkpoint import TRAINING_STATE, TrainState, Values, save_state
 from lbm_lora.training.data.batches import fill_latents, loader_of
 from lbm_lora.training.data.dataset import Batch, PairDataset
-from lbm_lora.training.learner import Learner
-from lbm_lora.training.optimizer import rate_factor
+from lbm_lora.training.learner import Learner, rate_factor
 from lbm_lora.training.prepare import PreparedRun
 from lbm_lora.training.run_log import Meter, RunLog
 from lbm_lora.training.settings import RUN_LINE

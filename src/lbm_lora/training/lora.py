@@ -237,9 +237,8 @@ def inject_plan(
 
     Args:
         given: the adapter whose modules and dense deltas are injected; None for a new LoRA.
-        init: initialisation of a new LoRA's linear layers; convs always use PEFT's default.
+        init: initialisation of a new LoRA's linear layers, drawn from `seed`; convs always use PEFT's default.
         dropout: dropout on the inputs of the trainable lora modules, in training mode.
-        seed: seed of a new LoRA's weights.
         initial: initial factors of an earlier injection with the same plan, to subtract exactly again.
     """
     adapter = given or Adapter({}, {})
@@ -329,12 +328,9 @@ def _factors(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
 
 
 def export_adapter(live: LiveAdapter, values: Mapping[str, Tensor], metadata: AdapterMetadata) -> Adapter:
-    """Return everything that acts in the forward pass as an adapter, in fp32.
+    """Return everything that acts in the forward pass as an adapter, in fp32, with `values` for `live.parameters`.
 
     Frozen modules and dense deltas keep the exact values of their file.
-
-    Args:
-        values: values of `live.parameters` by name, current or averaged.
     """
     modules = {lora.name: _exported(lora, live, values) for lora in live.plan.loras}
     dense = {name: delta.float() for name, delta in live.given.dense.items()}

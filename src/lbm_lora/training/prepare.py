@@ -30,9 +30,9 @@ from lbm_lora.training.checkpoint import (
 from lbm_lora.training.data.batches import BucketBatches
 from lbm_lora.training.data.dataset import PairDataset, open_data
 from lbm_lora.training.data.latents import LatentCache
+from lbm_lora.training.learner import check_kept, make_optimizer
 from lbm_lora.training.lora import InitialFactors, inject_plan, layout_of, plan_continued, plan_new
 from lbm_lora.training.loss import BridgeStep, Lpips, Objective, objective_of
-from lbm_lora.training.optimizer import check_kept, make_optimizer
 from lbm_lora.training.settings import TrainConfig
 from lbm_lora.training.trainee import FullModel, Trainee, part_digest, result_writer
 from lbm_lora.training.validation import Validator

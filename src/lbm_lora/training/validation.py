@@ -82,13 +82,9 @@ class Measured:
 
 
 class Validator:
-    """Validator that measures the same pairs every time.
+    """Validator that measures the same pairs every time: at most `count`, evenly spread.
 
-    Args:
-        dataset: the validation pairs.
-        count: most pairs to use, evenly spread.
-        num_steps: numbers of denoiser calls for the images.
-        lpips: LPIPS network; None omits that score.
+    `num_steps` are the numbers of denoiser calls for the images.
     """
 
     def __init__(self, dataset: PairDataset, *, count: int, num_steps: Sequence[int], lpips: Lpips | None) -> None:
@@ -123,7 +119,6 @@ class Validator:
 
 
 def summary(step: BridgeStep, measured: Sequence[Measured]) -> Scores:
-    """Return the means over pairs."""
     prob = step.objective.prob or (1 / len(_GRID_TIMESTEPS),) * len(_GRID_TIMESTEPS)
     losses = {timestep: fmean(one.losses[timestep] for one in measured) for timestep in measured[0].losses}
     return Scores(

@@ -12,8 +12,7 @@ from lbm_lora.errors import ConfigError
 from lbm_lora.progress import SILENT
 from lbm_lora.training.data.dataset import Batch, collate
 from lbm_lora.training.launch import open_fabric
-from lbm_lora.training.learner import Learner
-from lbm_lora.training.optimizer import check_kept, check_optimizer, make_optimizer, rate_factor
+from lbm_lora.training.learner import Learner, check_kept, check_optimizer, make_optimizer, rate_factor
 from lbm_lora.training.prepare import PreparedRun
 from lbm_lora.training.settings import OptimizerSettings, TrainConfig, optimizers
 
