@@ -21,8 +21,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def values_of(script: str, *arguments: str) -> dict[str, Any]:
     """Values of the verb's parameters."""
     command, defaults = SCRIPTS[script]
-    values, _ = parse(command, completed(list(arguments), defaults))
-    return values if isinstance(values, dict) else vars(values)
+    return parse(command, completed(list(arguments), defaults))[0]
 
 
 def put(path: str) -> None:
@@ -38,7 +37,7 @@ def test_default_paths_are_the_documented_ones() -> None:
     assert extract["base"] == CHECKPOINTS / "exact_base.ckpt"
     assert extract["save_to"] == CHECKPOINTS / "my_lora.safetensors"
     assert values_of("test_reconstruction_simple")["layer_names"] == Path("lora/lora_layer_names.txt")
-    assert values_of("train_lora")["path_config"] == Path("lora/lora_relight_config.yaml")
+    assert values_of("train_lora")["config"] == Path("lora/lora_relight_config.yaml")
 
 
 @pytest.mark.parametrize("there", ["lora/exact_base.ckpt", "lora/checkpoints/base/exact_lbm_base.ckpt"])

@@ -106,8 +106,7 @@ def test_json_and_the_quality_gate(capsys: pytest.CaptureFixture[str], tmp_path:
 def test_help_and_usage_errors_load_nothing_heavy() -> None:
     script = """
 import sys
-from lbm_lora.cli.__main__ import main as start
-from lbm_lora.cli.main import main
+from lbm_lora.cli.main import COMMANDS, main
 
 codes = [main([*command.split(), "--help"]) for command in [*COMMANDS, "infer --source_shards"]]
 codes += [main([*command.split(), "--no_such_flag", "1"]) for command in COMMANDS]

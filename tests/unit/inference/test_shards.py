@@ -2,12 +2,14 @@
 
 import gzip
 import io
+import json
 import os
 import signal
 import tarfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from lbm_lora.inference.shards import (
     ShardTask,
     Translate,
     check_corrupt,
+    check_settings,
     contents_of,
     finished_record,
     plan_shards,
@@ -33,7 +36,7 @@ from lbm_lora.inference.shards import (
     write_record,
 )
 from lbm_lora.progress import Silent
-from lbm_lora.shards.samples import Skipped
+from lbm_lora.shards.samples import ENDS, Skipped
 from lbm_lora.training.launch import open_fabric
 
 Png = Callable[..., bytes]
@@ -116,6 +119,20 @@ def test_inputs_are_not_overwritten(tmp_path: Path, write_shard: Callable[..., P
     (tmp_path / "b.tar").write_bytes(b"")
     with pytest.raises(OutputError, match="so it must be a folder"):
         plan(tmp_path / "b.tar", shard)
+
+
+def test_what_differs_is_named_with_both_values(tmp_path: Path) -> None:
+    (tmp_path / "infer.json").write_text(json.dumps({"seed": 0, "mode": "fused", "size": None}))
+    with pytest.raises(ConfigError, match=r"seed was 0 and is now 1, size was None and is now 64\. Translate into"):
+        check_settings(tmp_path, {"seed": 1, "mode": "fused", "size": 64})
+
+
+def test_results_without_settings_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.json").write_text('{"mine": true}')
+    check_settings(tmp_path, {"seed": 0})
+    write_record(ShardRecord(source="s", images=1, skipped=(), result=None), tmp_path / "b.tar")
+    with pytest.raises(ConfigError, match=r"holds results, but no infer\.json records how they were made"):
+        check_settings(tmp_path, {"seed": 0})
 
 
 def invert(source: Image.Image, mask: Image.Image | None) -> Image.Image:
@@ -218,6 +235,14 @@ def test_a_shard_that_is_dropped_leaves_nothing(tmp_path: Path, png: Png, write_
 KEYS = ShardKeys(source="source.png")
 
 
+@dataclass(frozen=True)
+class OneProcess:
+    device: str = "cpu"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+
+
 class Steps(Silent):
     def __init__(self) -> None:
         self.phases: list[tuple[int, str]] = []
@@ -240,7 +265,7 @@ def shards(tmp_path: Path, png: Callable[..., bytes], write_shard: Callable[...,
 
 
 def run(jobs: list[ShardJob], translate: Translate, steps: Steps | None = None, max_corrupt: float = 0.0) -> Predicted:
-    fabric = open_fabric("cpu")
+    fabric = open_fabric(OneProcess())
 
     def load(device: torch.device) -> Translate:
         assert device == torch.device("cpu")
@@ -277,6 +302,44 @@ def test_a_signal_drops_the_shard_in_work(shards: Callable[[], list[ShardJob]], 
     assert (list(made.records), made.stopped_by) == (["0.tar"], "SIGTERM")
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.tar", "0.tar.json", "infer.json"]
+
+
+def test_a_process_that_is_gone_is_one_line(
+    shards: Callable[[], list[ShardJob]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object, **__: object) -> NoReturn:
+        raise RuntimeError("Connection closed by peer")
+
+    module = "lbm_lora.inference.shards.distributed"
+    for name, fake in {
+        "is_initialized": lambda: True,
+        "new_group": lambda **_: object(),
+        "get_world_size": lambda _: 2,
+        "all_gather_object": lost,
+    }.items():
+        monkeypatch.setattr(f"{module}.{name}", fake)
+    with pytest.raises(DataError, match=r"^another process of this run has ended\. Start it again"):
+        run(shards(), copy)
+
+
+def test_a_result_is_known_by_its_ends_and_a_damaged_record_is_none(tmp_path: Path) -> None:
+    output = tmp_path / "a.tar"
+    output.write_bytes(bytes(range(256)) * 1024)
+    record = ShardRecord(source="a", images=3, skipped=(Skipped("a/1", "no x"),), result=contents_of(output))
+    write_record(record, output)
+    assert finished_record(output) == record
+    data = output.read_bytes()
+    for at in (0, ENDS - 1, len(data) - ENDS, len(data) - 2):
+        output.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        assert finished_record(output) is None
+    output.write_bytes(data)
+    for text in ("", "[]", '{"source": "abc"}', '{"source": "a", "pictures": 1, "skipped": [1]}'):
+        (tmp_path / "a.tar.json").write_text(text)
+        assert finished_record(output) is None
+    output.unlink()
+    os.mkfifo(output)
+    write_record(record, output)
+    assert finished_record(output) is None
 
 
 def test_an_output_that_is_not_the_recorded_one_is_ours_or_needs_overwrite(

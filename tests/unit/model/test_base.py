@@ -12,7 +12,7 @@ from torch import Tensor
 from lbm_lora.checkpoint import TensorSpec
 from lbm_lora.errors import CheckpointError, OutputError
 from lbm_lora.model.backbone import open_backbone
-from lbm_lora.model.base import BaseFiles, BaseItem, plan_base, write_base
+from lbm_lora.model.base import BaseFiles, plan_base, write_base
 from lbm_lora.model.config import LBMConfig, parse_config
 from standins import (
     LBM_YAML,
@@ -82,10 +82,6 @@ def test_what_the_rule_does_not_explain_is_an_error(unet: Specs, vae: Specs) -> 
         "denoiser.controlnet.weight (1,) has no place in LBM. "
         "Does the configuration belong to this backbone?"
     )
-
-
-def item(have: tuple[int, ...], want: tuple[int, ...] | None) -> BaseItem:
-    return BaseItem(key="k", source="s", action="copied", from_shape=have, to_shape=want, reason="")
 
 
 CONFIG = parse_config(LBM_YAML, where="config.yaml")

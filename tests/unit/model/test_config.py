@@ -17,18 +17,6 @@ from lbm_lora.model.resolve import config_beside, config_to_metadata, resolve_co
 from standins import LBM_YAML, TINY, base_tensors, lbm_unet_config, vae_config, write_lbm_yaml
 
 
-def test_defaults_are_those_of_the_documented_command() -> None:
-    config = LBMConfig()
-    assert config.backbone_signature == "stabilityai/stable-diffusion-xl-base-1.0"
-    assert (config.unet_input_channels, config.vae_num_channels) == (4, 4)
-    assert (config.source_key, config.target_key, config.mask_key) == ("source_image", "target_image", None)
-    assert (config.latent_loss_type, config.latent_loss_weight) == ("l2", 1.0)
-    assert (config.pixel_loss_type, config.pixel_loss_weight) == ("lpips", 10.0)
-    assert config.selected_timesteps == (250, 500, 750, 1000)
-    assert config.prob == (0.25,) * 4
-    assert config.bridge_noise_sigma == 0.005
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [

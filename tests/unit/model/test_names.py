@@ -9,7 +9,7 @@ from lbm_lora.checkpoint import TensorSpec
 from lbm_lora.errors import CheckpointError, ConfigError
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import LBM_UNET
-from lbm_lora.model.names import check_shapes, checkpoint_shapes, denoiser_shapes, empty_unet
+from lbm_lora.model.names import check_shapes, checkpoint_shapes, empty_unet, shapes_of
 from standins import MINI, TINY, lbm_unet_config, vae_config
 
 SMALL = LBMConfig(unet=lbm_unet_config(TINY), vae=vae_config())
@@ -21,7 +21,7 @@ def specs_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, TensorSpec]:
 
 @pytest.mark.parametrize("config", [dict(LBM_UNET), lbm_unet_config(MINI)], ids=["real", "mini"])
 def test_the_denoiser_has_1676_tensors(config: dict[str, object]) -> None:
-    shapes = denoiser_shapes(config)
+    shapes = shapes_of(empty_unet(config))
     kinds = Counter(
         "linear" if len(s) == 2 else f"conv{s[2]}x{s[3]}" if len(s) == 4 else "1-D" for s in shapes.values()
     )

@@ -12,11 +12,9 @@ from lbm_lora.errors import ConfigError
 from lbm_lora.progress import SILENT
 from lbm_lora.training.data.dataset import Batch, collate
 from lbm_lora.training.launch import open_fabric
-from lbm_lora.training.learner import Learner
-from lbm_lora.training.optimizer import check_kept, make_optimizer, rate_factor
-from lbm_lora.training.prepare import PreparedRun, prepare
-from lbm_lora.training.settings.learning_keys import OptimizerSettings, optimizers
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.learner import Learner, check_kept, check_optimizer, make_optimizer, rate_factor
+from lbm_lora.training.prepare import PreparedRun
+from lbm_lora.training.settings import OptimizerSettings, TrainConfig, optimizers
 
 Config = Callable[..., TrainConfig]
 
@@ -38,11 +36,15 @@ def test_schedules(scheduler: Any, wanted: list[float]) -> None:
     assert [rate_factor(settings, step, 6) for step in range(6)] == pytest.approx(wanted)
 
 
+def test_a_longer_run_than_planned_stays_at_the_end_of_its_schedule() -> None:
+    assert rate_factor(make(learning_rate_scheduler="linear"), 9, 6) == 0
+
+
 def make_learner(config: TrainConfig) -> tuple[Learner, PreparedRun]:
-    fabric = open_fabric(config.device)
+    fabric = open_fabric(config)
     assert config.base_model_path is not None
     with open_checkpoint(config.base_model_path) as base:
-        run = prepare(config, base, fabric, SILENT)
+        run = PreparedRun(config, base, fabric, SILENT)
     fabric.launch()
     return Learner(run, fabric), run
 
@@ -114,6 +116,9 @@ def test_the_average_is_evaluated_and_saved_and_the_weights_go_on(config: Config
     assert all(torch.equal(run.trainee.parameters[name].detach(), values[name]) for name in values)
 
 
+CPU = torch.device("cpu")
+
+
 def parameters() -> dict[str, nn.Parameter]:
     return {name: nn.Parameter(torch.ones(2, 2)) for name in ("a.lora_down", "a.lora_up", "b.lora_up", "norm.weight")}
 
@@ -128,6 +133,37 @@ def test_lora_plus_gives_up_factors_a_higher_rate() -> None:
         "b.lora_up": 16e-3,
         "norm.weight": 1e-3,
     }
+
+
+def test_arguments_reach_the_optimizer() -> None:
+    optimizer = make_optimizer(parameters(), make(optimizer_kwargs={"weight_decay": 0.5, "foreach": True}))
+    assert {(group["weight_decay"], group["foreach"], group["fused"]) for group in optimizer.param_groups} == {
+        (0.5, True, None)
+    }
+
+
+@pytest.mark.parametrize("name", optimizers())
+def test_a_step_on_a_small_matrix_shows_that_an_optimizer_works(name: str) -> None:
+    check_optimizer(make(optimizer=name), CPU)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optimizer_kwargs": {"differentiable": True}}, "AdamW .* cannot take a step on cpu: .*leaf"),
+        ({"optimizer": "Adamax", "optimizer_kwargs": {"capturable": True}}, "Adamax .* cannot take a step on cpu: "),
+        ({"optimizer": "SGD", "optimizer_kwargs": {"weight_decay": 10**40}}, "SGD .*weight_decay"),
+        ({"optimizer_kwargs": {"weight_decay": 1e300}}, "AdamW .* makes weights infinite or NaN"),
+    ],
+)
+def test_what_torch_refuses_in_a_step(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^optimizer {message}"):
+        check_optimizer(make(**values), CPU)
+
+
+def test_an_optimizer_of_matrices_refuses_convs() -> None:
+    with pytest.raises(ConfigError, match=r"^optimizer Muon cannot train the chosen parameters: .*2D"):
+        make_optimizer({"conv.lora_up": nn.Parameter(torch.ones(2, 2, 1, 1))}, make(optimizer="Muon"))
 
 
 def kept_by(parameters: dict[str, nn.Parameter], **values: Any) -> dict[str, dict[str, Any]]:
@@ -151,15 +187,3 @@ def test_an_optimizer_that_goes_on_needs_what_it_has_kept() -> None:
     with pytest.raises(ConfigError, match="need max_exp_avg_sq, which AdamW has not kept so far in this run"):
         check_kept(kept, parameters, make(optimizer_kwargs={"amsgrad": True}))
     check_kept({}, parameters, make(optimizer="SGD", optimizer_kwargs={"momentum": 0.9}))
-
-
-@pytest.mark.parametrize("name", sorted({*optimizers()} - {"Muon"}))
-def test_what_an_optimizer_has_kept_has_the_shapes_of_its_parameters(name: str) -> None:
-    parameters = learning()
-    kept = kept_by(parameters, optimizer=name)
-    check_kept(kept, parameters, make(optimizer=name))
-    tensors = [key for key, value in kept["a"].items() if isinstance(value, torch.Tensor) and value.dim()]
-    for key in tensors:
-        damaged = kept | {"a": kept["a"] | {key: torch.zeros(7, 7)}}
-        with pytest.raises(ConfigError, match=f"{key} has another shape"):
-            check_kept(damaged, parameters, make(optimizer=name))

@@ -11,16 +11,15 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import lbm_lora
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, load_adapter, save_adapter
 from lbm_lora.apply import Injection, ScaledAdapter, fuse_module, inject
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.factorize import rank_bound
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.naming import ModuleName, ParamName
-from lbm_lora.training.lora import LiveAdapter, export_adapter, inject_plan
-from lbm_lora.training.plan import layout_of, plan_continued, plan_new
-from lbm_lora.training.settings.model_keys import ModelSettings
-from lbm_lora.verbs.extract import extract
+from lbm_lora.training.lora import LiveAdapter, export_adapter, inject_plan, layout_of, plan_continued, plan_new
+from lbm_lora.training.settings import ModelSettings
 from standins import delta
 
 Settings = Callable[..., ModelSettings]
@@ -92,6 +91,17 @@ def test_a_training_step_changes_what_learns_and_nothing_else(
     assert changed == set(live.plan.dense)
 
 
+def test_weights_depend_on_the_seed_alone(base_fp32: Path, settings: Settings) -> None:
+    def made(seed: int, burn: int) -> dict[str, Tensor]:
+        torch.rand(burn)
+        live = new(load_model(base_fp32, dtype=torch.float32).denoiser, settings(lora_rank=2), seed=seed)
+        return {name: value.detach() for name, value in live.parameters.items()}
+
+    first, again, other = made(0, 1), made(0, 5), made(1, 1)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_continued_adapter_acts_as_the_fused_one(
     base_fp32: Path, model: LBMModel, settings: Settings, predict: Predict, dtype: torch.dtype
@@ -137,6 +147,32 @@ def load_model_again(model: LBMModel) -> nn.Module:
     again = type(model.denoiser).from_config(model.denoiser.config)
     assert isinstance(again, nn.Module)
     return again
+
+
+def test_initial_factors_of_an_earlier_injection_are_taken_out_again_exactly(
+    base_bf16: Path, settings: Settings
+) -> None:
+    chosen = settings(lora_rank=4, init_lora="pissa_niter_2", lora_target_modules=("attn1",))
+    first = new(load_model(base_bf16, dtype=torch.bfloat16).denoiser, chosen, seed=1)
+    again = new(load_model(base_bf16, dtype=torch.bfloat16).denoiser, chosen, seed=2, initial=first.initial)
+    one, other = base_state(first.denoiser), base_state(again.denoiser)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert all(torch.equal(first.initial[name].up, again.initial[name].up) for name in first.initial)
+
+
+def test_dropout_acts_on_what_learns_and_in_training_mode(
+    model: LBMModel, settings: Settings, predict: Predict, move: Callable[..., None]
+) -> None:
+    adapter = random_adapter(model.denoiser)
+    chosen = settings(lora_weights_path="l.safetensors", trainable_lora_modules=("attn2",), lora_dropout=0.5)
+    plan = plan_continued(layout_of(model.denoiser), chosen, adapter)
+    inject_plan(model.denoiser, plan, given=adapter, dropout=0.5)
+    steady = predict(model.denoiser)
+    assert torch.equal(predict(model.denoiser), steady)
+    dropping = [module for module in model.denoiser.modules() if isinstance(module, nn.Dropout) and module.p == 0.5]
+    assert len(dropping) == sum(lora.learns for lora in plan.loras)
+    model.denoiser.train()
+    assert not torch.equal(predict(model.denoiser), steady)
 
 
 def test_every_module_has_its_own_rank_and_alpha_in_one_injection(model: LBMModel, settings: Settings) -> None:
@@ -241,8 +277,7 @@ def given_adapter(base: Path, folder: Path) -> Adapter:
             for key, value in tensors.items()
         }
     save_file(changed, folder / "tuned.safetensors")
-    extract(base, folder / "tuned.safetensors", save_to=folder / "x.safetensors", rank=3)
-    return load_adapter(folder / "x.safetensors")
+    return lbm_lora.extract(base, folder / "tuned.safetensors", rank=3, device="cpu")
 
 
 def live_base(base_bf16: Path) -> Path:

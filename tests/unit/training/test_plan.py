@@ -8,8 +8,8 @@ import torch
 from lbm_lora.adapter import Adapter, LoraModule
 from lbm_lora.errors import AdapterError, ConfigError, PatternError
 from lbm_lora.naming import ModuleName, ParamName
-from lbm_lora.training.plan import layout_of, plan_continued, plan_new
-from lbm_lora.training.settings.model_keys import ModelSettings
+from lbm_lora.training.lora import layout_of, plan_continued, plan_new
+from lbm_lora.training.settings import ModelSettings
 from smallnet import OneOfEach
 
 Settings = Callable[..., ModelSettings]

@@ -3,16 +3,17 @@
 import csv
 import errno
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from lbm_lora.errors import OutputError
+from lbm_lora.errors import MissingExtraError, OutputError
 from lbm_lora.training import run_log as module
 from lbm_lora.training.checkpoint import RunFolder
-from lbm_lora.training.run_log import Meter, RunLog
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.run_log import Meter, RunLog, check_logger
+from lbm_lora.training.settings import TrainConfig
 
 Config = Callable[..., TrainConfig]
 
@@ -85,3 +86,27 @@ def test_a_log_whose_disk_fails_is_named(
     monkeypatch.setattr(writes, failing)
     with pytest.raises(OutputError, match=r"logs.* cannot be written: No space left on device\."):
         log.metrics({"loss": 1.0}, 1)
+
+
+def test_none_leaves_nothing(config: Config) -> None:
+    assert not write_a_little(config(logger="none")).path.exists()
+
+
+def test_wandb_must_be_installed(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_logger("csv")
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="logger wandb needs the package wandb, which is not installed: pip"):
+        check_logger("wandb")
+
+
+def test_a_folder_with_a_colon_has_its_own_logs(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    chosen = config(logger="csv", save_ckpt_path="file:run")
+    log = RunLog(chosen, RunFolder(chosen.save_ckpt_path), 0)
+    log.metrics({"train/loss": 1.0}, 1)
+    log.close()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.csv")] == [
+        "file:run/logs/version_0/metrics.csv"
+    ]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lbm_lora.imaging.encoded import Size
 from lbm_lora.training.data.batches import BucketBatches, loader_of
 from lbm_lora.training.data.dataset import Draw, PairDataset, open_data
-from lbm_lora.training.settings.data_keys import DataSettings
+from lbm_lora.training.settings import DataSettings
 
 SQUARE, WIDE, TALL = (64, 64), (128, 48), (48, 128)
 

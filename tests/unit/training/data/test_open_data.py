@@ -6,8 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from lbm_lora.training.data.dataset import open_data
-from lbm_lora.training.settings.data_keys import DataSettings
+from lbm_lora import errors
+from lbm_lora.errors import DataError, MissingExtraError
+from lbm_lora.progress import Silent
+from lbm_lora.training.data.dataset import Draw, open_data
+from lbm_lora.training.settings import DataSettings
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
 
 
 @pytest.fixture
@@ -63,7 +74,31 @@ def test_both_splits_of_one_file(write_pairs: Callable[..., Path]) -> None:
     )
     train, validation = open_data(settings, "train", seed=7), open_data(settings, "validation", seed=7)
     assert (len(train), len(validation)) == (3, 2)
-    assert (train.preparation.flip, train.preparation.random_crop, train.preparation.seed) == (True, True, 7)
+    assert set(train.sizes(0)) == {(64, 64), (96, 96), (128, 128)}
     # validation is not augmented and has one size
-    assert (validation.preparation.flip, validation.preparation.random_crop) == (False, False)
-    assert validation.preparation.buckets((128, 64)) == (validation.draw(0).size,) == ((120, 72),)
+    assert validation.sizes(0) == (validation.draw(0).size,) == ((120, 72),)
+    size = (120, 72)
+    drawn = [validation[Draw(0, epoch, size)].source for epoch in range(8)]
+    assert all(torch.equal(drawn[0], other) for other in drawn if drawn[0] is not None and other is not None)
+
+
+def test_what_is_skipped_is_noted(write_pairs: Callable[..., Path]) -> None:
+    folder = write_pairs(count=4)
+    (folder / "001.target.png").unlink()
+    notes = Notes()
+    settings = DataSettings(train_folder=folder, image_size=(64,), max_corrupt=0.25)
+    dataset = open_data(settings, "train", seed=0, progress=notes)
+    assert notes.lines == [f"{folder}: 1 of 4 samples cannot be used (25.0 %): 001 (no target.jpg, only source.png)."]
+    assert dataset.index.keys == ("000", "002", "003")
+
+
+def test_another_key_is_answered_with_what_is_there(shards: str) -> None:
+    settings = DataSettings(train_shards=(shards,), source_key="image.jpg")
+    with pytest.raises(DataError, match=r"6 of 6 samples .*no image\.jpg, only source\.jpg, target\.jpg"):
+        open_data(settings, "train", seed=0)
+
+
+def test_shards_need_webdataset(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name == "webdataset" else True)
+    with pytest.raises(MissingExtraError, match=r"^reading shards needs webdataset, .*Run: pip install \"lbm-lora\["):
+        open_data(DataSettings(train_shards=(shards,)), "train", seed=0)

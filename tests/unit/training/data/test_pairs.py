@@ -1,5 +1,6 @@
 """Pairs in a folder, in both layouts, and their index: choice of parts, sizes, what is left out and why."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from lbm_lora.errors import DataError
 from lbm_lora.imaging.image_file import READABLE
 from lbm_lora.shards.samples import Found, Part, Skipped
-from lbm_lora.training.data.pairs import Keys, check_corrupt, find_pairs, make_index, same_shape
+from lbm_lora.training.data.pairs import Keys, PairIndex, check_corrupt, find_pairs, make_index, same_shape
 
 ALL = Keys(mask="mask.png")
 
@@ -30,26 +31,27 @@ def find(tmp_path: Path) -> Callable[..., Found]:
     return make
 
 
+def read(index: PairIndex, number: int) -> list[bytes | None]:
+    """The bytes of source, target and mask."""
+    pair = index.record(number)
+    return [part and part.read() for part in (pair.source, pair.target, pair.mask)]
+
+
 def test_pairs_are_read_from_their_places(find: Callable[..., Found], png: Callable[..., bytes]) -> None:
     one, two, mask = png(1, (80, 60)), png(2, (80, 60)), png(3, (80, 60))
     found = [find("a", source_png=one, target_png=two, mask_png=mask), find("b", target_png=one, source_png=two)]
     index = make_index(found[:1], Keys(mask="mask.png"))
-    pair = index.read(0)
-    assert (pair.key, pair.source, pair.target, pair.mask, pair.size) == ("a", one, two, mask, (80, 60))
+    assert (index.keys, index.size(0), read(index, 0)) == (("a",), (80, 60), [one, two, mask])
     assert (index.masks, index.nbytes) == (1, len(one) + len(two) + len(mask))
     index = make_index(found, Keys())
     assert index.keys == ("a", "b")
-    assert index.sizes.tolist() == [[80, 60], [80, 60]]
-    assert index.read(0).mask is None
-    assert (index.read(1).source, index.read(1).target) == (two, one)
-    assert index.masks == 0
+    assert (read(index, 0)[2], read(index, 1), index.masks) == (None, [two, one, None], 0)
 
 
 def test_the_extension_of_a_key_is_not_decisive(find: Callable[..., Found], png: Callable[..., bytes]) -> None:
     jpg, exact, other = png(0, kind="JPEG"), png(1), png(2)
     index = make_index([find("a", source_jpg=jpg, source_png=exact, target_webp=other)], Keys(source="Source.JPG"))
-    assert index.read(0).source == jpg
-    assert index.read(0).target == other
+    assert read(index, 0) == [jpg, other, None]
 
 
 def test_what_cannot_be_used_is_named_with_its_reason(find: Callable[..., Found], png: Callable[..., bytes]) -> None:
@@ -77,6 +79,22 @@ def test_what_cannot_be_used_is_named_with_its_reason(find: Callable[..., Found]
         Skipped("empty", f"source: not an image in a supported format ({READABLE})"),
         Skipped("shard.tar", "the shard ends"),
     )
+
+
+def test_optional_masks(find: Callable[..., Found], png: Callable[..., bytes]) -> None:
+    pair = {"source_png": png(0), "target_png": png(1)}
+    keys = Keys(mask="mask.jpg", mask_optional=True)
+    index = make_index([find("a", **pair), find("b", **pair, mask_png=png(2)), find("c", **pair, mask_png=b"x")], keys)
+    assert index.keys == ("a", "b")
+    assert [read(index, number)[2] for number in (0, 1)] == [None, png(2)]
+    assert index.skipped[0].reason.startswith("mask: not an image")
+
+
+def test_a_header_behind_a_large_preview(find: Callable[..., Found], png: Callable[..., bytes]) -> None:
+    jpeg = png(0, (96, 64), kind="JPEG")
+    comment = b"\xff\xfe\xff\xfd" + bytes(0xFFFB)  # a segment of 64 kB in front
+    index = make_index([find("a", source_jpg=jpeg[:2] + comment + jpeg[2:], target_jpg=jpeg)], Keys())
+    assert index.sizes.tolist() == [[96, 64]]
 
 
 def test_the_limit_of_corrupt_samples() -> None:
@@ -138,6 +156,17 @@ def test_by_folder(tmp_path: Path) -> None:
     }
 
 
+def test_the_words_are_those_of_the_keys(tmp_path: Path) -> None:
+    touch(tmp_path, "a.image.png", "a.normal_aligned.png", "a.source.png")
+    keys = Keys(source="image.jpg", target="normal_aligned.png")
+    assert found(tmp_path, keys) == {"a": {"image.png": b"a.image.png", "normal_aligned.png": b"a.normal_aligned.png"}}
+
+
+def test_a_key_without_a_word_is_the_plain_image(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "a.target.jpg")
+    assert found(tmp_path, Keys(source="jpg")) == {"a": {"jpg": b"a.jpg", "target.jpg": b"a.target.jpg"}}
+
+
 def test_nothing_of_either_layout_is_an_error(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "source/a.png")
     with pytest.raises(DataError) as raised:
@@ -148,7 +177,12 @@ def test_nothing_of_either_layout_is_an_error(tmp_path: Path) -> None:
     )
 
 
-def test_a_folder_of_shards_is_no_folder_of_pairs(tmp_path: Path) -> None:
-    touch(tmp_path, "pairs-000000.tar")
-    with pytest.raises(DataError, match=r"holds shards, such as pairs-000000\.tar, and no pairs\. Give them as train_"):
-        find_pairs(tmp_path, Keys())
+def test_links_to_nothing_and_fifos_are_damaged_pairs(tmp_path: Path) -> None:
+    for name in ("a.source.png", "b.source.png"):
+        (tmp_path / name).write_bytes(b"1")
+    (tmp_path / "a.target.png").symlink_to("nothing")
+    os.mkfifo(tmp_path / "b.target.png")
+    assert [found.problem for found in find_pairs(tmp_path, Keys())] == [
+        "a.target.png cannot be read: No such file or directory",
+        "b.target.png cannot be read: Not a regular file",
+    ]
