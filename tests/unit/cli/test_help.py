@@ -44,7 +44,7 @@ def test_a_help_has_the_required_flags_first_and_those_of_the_output_last() -> N
     assert text.startswith(
         "usage: lbm-lora extract --base_model_path CHECKPOINT\n      --tuned_model_path CHECKPOINT --save_to FILE"
     )
-    assert "  --rank N\n      Rank of linear layers. 9999: as high as each matrix allows. At least 1;\n" in text
+    assert "  --rank N\n      Rank of linear layers. 9999: as high as each matrix allows. Default: 32.\n" in text
     assert "  --dense, --no_dense\n" in text
 
 

@@ -32,7 +32,7 @@ def test_a_key_has_the_default_the_choices_and_the_bounds_of_its_field() -> None
     ("line", "keys"),
     [
         ("", {}),
-        ("--learning-rate=1e-4 --learning_rate 2e-4", {"learning_rate": "2e-4"}),
+        ("--learning-rate=1e-4 --learning_rate 2e-4", {"learning_rate": 2e-4}),
         ("--logit_mean -0.5", {"logit_mean": -0.5}),
         ("--num_steps 1 2", {"num_steps": [1, 2]}),
         ("--num-steps 4", {"num_steps": [4]}),

@@ -429,7 +429,7 @@ def test_a_key_unlike_any_lists_the_valid_ones(said: Said) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (("batch-siez", "3"), "command line: unknown key 'batch_siez'. Did you mean 'batch_size'?"),
+        (("batch_siez", "3"), "command line: unknown key 'batch_siez'. Did you mean 'batch_size'?"),
         (("batch_size", "many"), "command line: batch_size: Input should be a valid integer, got 'many'."),
         (
             ("trainable_lora_modules", "attn1"),
