@@ -100,7 +100,7 @@ def _flag_of(one: Parameter, known: Mapping[str, Parameter]) -> Flag:
     takes_text = kind == float | str
     kind = str if choices else float if takes_text else kind
     word = next((mark.word for mark in extras if isinstance(mark, Named)), "|".join(choices) or _WORDS[kind])
-    limits = next((mark for mark in extras if isinstance(mark, Interval)), None)
+    limits: Any = next((mark for mark in extras if isinstance(mark, Interval)), None)
     bounds = limits and Bounds(limits.ge, math.inf if limits.le is None else limits.le)
     is_required = one.default is inspect.Parameter.empty or REQUIRED in extras
 

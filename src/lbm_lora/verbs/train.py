@@ -133,7 +133,7 @@ def train(
     file = Path(config) if isinstance(config, str | Path) else None
     if file is not None and "save_ckpt_path" not in keys:
         _check_home(file, settings)
-    formats = several(also)
+    formats: tuple[ForeignFormat, ...] = several(also)
     if formats and settings.mode == "full":
         raise ConfigError(Option("also"), " is for LoRAs, but mode full trains a checkpoint.")
     need_packages("training", ("lightning", "peft"), "train")

@@ -195,7 +195,7 @@ def _checked(one: Parameter, value: Any) -> Any:
     if type(value).__module__ == "torch":
         value = str(value).removeprefix("torch.")
     if value in ("fp32", "float32", "float16", "bfloat16") and "float" in str(one.hint):
-        value = {"float16": "fp16", "bfloat16": "bf16"}.get(value, "float")
+        value = {"float16": "fp16", "bfloat16": "bf16"}.get(str(value), "float")
     hint = get_args(one.hint)[0] if get_origin(one.hint) is Annotated else one.hint
     if get_origin(hint) is tuple:
         several = [value] if isinstance(value, str | Path) or not isinstance(value, Sequence) else value
