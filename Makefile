@@ -34,7 +34,7 @@ types: .venv/.dev
 	$(BIN)/basedpyright
 
 unit: .venv/.dev
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist worksteal
 
 faults: .venv/.dev
 	$(BIN)/pytest tests/faults -m "faults"
@@ -51,7 +51,7 @@ comfy: .venv/.dev
 
 # annotations are not checked here: older versions of jaxtyping cannot check a dataclass that names itself
 test-lowest: $(LOWEST)/.test
-	$(LOWEST)/bin/pytest -n 2 --dist loadfile -o addopts="-ra --import-mode=importlib --strict-markers" -m "not slow"
+	$(LOWEST)/bin/pytest -n 2 --dist worksteal -o addopts="-ra --import-mode=importlib --strict-markers" -m "not slow"
 
 interop: .venv/.dev
 	$(BIN)/python tools/interop.py

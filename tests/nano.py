@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.model.build import LBMModel, load_model
-from lbm_lora.training.settings.model_keys import ModelSettings
-from lbm_lora.training.settings.train_config import TrainConfig
 from standins import LBM_YAML, lbm_unet_config, unet_shapes, vae_config, vae_shapes, values
 
 if TYPE_CHECKING:
     from lbm_lora.training.fit import FitResult
+    from lbm_lora.training.settings import ModelSettings, TrainConfig
 
 UNET = lbm_unet_config() | {
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
@@ -65,8 +64,10 @@ def model(base_fp32: Path) -> LBMModel:
 
 
 @pytest.fixture
-def settings() -> Callable[..., ModelSettings]:
+def settings() -> "Callable[..., ModelSettings]":
     """`settings(lora_rank=4)`: the model's section of a training file."""
+    from lbm_lora.training.settings import ModelSettings
+
     defaults: dict[str, Any] = {"base_model_path": Path("base.safetensors")}
     return lambda **values: ModelSettings(**(defaults | values))
 
@@ -112,8 +113,10 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config(base_fp32: Path, pairs: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+def config(base_fp32: Path, pairs: Path, tmp_path: Path) -> "Callable[..., TrainConfig]":
     """`config(max_steps=3)`: a short run of a new LoRA on the base in fp32, in `tmp_path / "run"`."""
+    from lbm_lora.training.settings import TrainConfig
+
     defaults: dict[str, Any] = {
         "train_folder": pairs,
         "base_model_path": base_fp32,
@@ -159,7 +162,7 @@ class Recorder:
         self.notes.append(message)
 
 
-def train(config: TrainConfig, listener: Recorder | None = None) -> "FitResult":
+def train(config: "TrainConfig", listener: Recorder | None = None) -> "FitResult":
     from lbm_lora.training.fit import fit
 
     assert config.base_model_path is not None

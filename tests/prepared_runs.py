@@ -3,8 +3,8 @@
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.progress import Silent
 from lbm_lora.training.launch import open_fabric
-from lbm_lora.training.prepare import PreparedRun, prepare
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.prepare import PreparedRun
+from lbm_lora.training.settings import TrainConfig
 
 
 class Notes(Silent):
@@ -21,4 +21,4 @@ def prepared(config: TrainConfig, notes: Notes | None = None) -> PreparedRun:
     """Prepare a run on its base."""
     assert config.base_model_path is not None
     with open_checkpoint(config.base_model_path) as base:
-        return prepare(config, base, open_fabric(config.device), notes or Notes())
+        return PreparedRun(config, base, open_fabric(config), notes or Notes())

@@ -15,7 +15,7 @@ from typing import Any
 
 from lbm_lora.training.checkpoint import RunFolder
 from lbm_lora.training.fit import fit
-from lbm_lora.training.settings.train_config import read_train_config
+from lbm_lora.training.settings import read_train_config
 
 
 class Killer:

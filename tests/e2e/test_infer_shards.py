@@ -3,13 +3,10 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -159,12 +156,6 @@ def test_sigterm_drops_the_shard_in_work_and_exits_with_0(
     assert contents(folder) == unbroken
 
 
-def test_the_results_are_named_by_their_keys(unbroken: dict[str, bytes], tmp_path: Path) -> None:
-    (tmp_path / "a.tar").write_bytes(unbroken["000.tar"])
-    with tarfile.open(tmp_path / "a.tar") as tar:
-        assert tar.getnames() == [f"{key}.output.png" for key in KEYS[:2]]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 4])
 def test_several_processes_are_one(infer: list[str], unbroken: dict[str, bytes], tmp_path: Path, devices: int) -> None:
@@ -179,22 +170,6 @@ def test_several_processes_are_one(infer: list[str], unbroken: dict[str, bytes],
     (folder / "001.tar").unlink()
     assert "Translated 2 images of 1 shard into" in run(words)
     assert contents(folder) == unbroken
-
-
-@pytest.mark.slow
-def test_two_nodes_of_torchrun_are_one(infer: list[str], unbroken: dict[str, bytes], tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    options = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "test"]
-    words = ["-m", "torch.distributed.run", *options, "--rdzv_endpoint", f"127.0.0.1:{port}", *infer]
-    words += ["--output_path", str(tmp_path / "out"), "--num_nodes", "2"]
-    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    nodes = [subprocess.Popen([sys.executable, *words], env=ENVIRONMENT, **streams) for _ in range(2)]
-    outputs = [node.communicate(timeout=280) for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], outputs
-    assert sum("Translated 6 images of 3 shards" in out for out, _ in outputs) == 1
-    assert contents(tmp_path / "out") == unbroken
 
 
 @pytest.mark.slow

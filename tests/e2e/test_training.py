@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -227,34 +226,3 @@ def test_two_processes_are_one_with_the_same_batch(file: Callable[..., Path], tm
         assert distance(tmp_path / f"one/{name}.safetensors", tmp_path / f"two/{name}.safetensors") < 1e-5
     assert (tmp_path / "two/pictures/step-000002.png").read_bytes()
     assert "validation on 3 pairs" in done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "slurm"])
-def test_two_nodes_are_one_with_the_same_batch(file: Callable[..., Path], tmp_path: Path, launcher: str) -> None:
-    """Each node is one process here; SLURM is its environment variables, which is all that Lightning looks at."""
-    path = file(max_steps=2)
-    command = ["lbm_lora.cli.main", "train", "--path_config", str(path)]
-    run([sys.executable, "-m", *command, "--batch_size", "4", "--save_ckpt_path", str(tmp_path / "one")])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    words = [sys.executable, "-m", *command, "--num_nodes", "2"]
-    variables = [{}, {}]
-    if launcher == "torchrun":
-        options = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "test"]
-        endpoint = ["--rdzv_endpoint", f"127.0.0.1:{port}"]
-        words = [*words[:2], "torch.distributed.run", *options, *endpoint, *words[1:]]
-    else:
-        job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NNODES": "2", "SLURM_NODELIST": "127.0.0.1"}
-        tasks = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_LOCALID": "0"}
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        variables = [job | tasks | place | {"SLURM_PROCID": rank, "SLURM_NODEID": rank} for rank in ("0", "1")]
-    nodes = [
-        subprocess.Popen(words, env=ENVIRONMENT | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for more in variables
-    ]
-    outputs = [node.communicate(timeout=280) for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], outputs
-    assert sum("Trained 2 of 2 steps" in out for out, _ in outputs) == 1
-    assert distance(tmp_path / "one/last.safetensors", tmp_path / "run/last.safetensors") < 1e-5

@@ -13,7 +13,7 @@ import torch
 from lbm_lora.errors import ConfigError, DataError, OutputError, QualityError
 from lbm_lora.training.checkpoint import RunFolder, load_state
 from lbm_lora.training.loop import TrainingLoop
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.settings import TrainConfig
 from lbm_lora.training.validation import measure
 from lbm_lora.verbs import train as verbs
 from nano import Recorder, same, train

@@ -18,7 +18,7 @@ from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import DataError, OutputError, QualityError, WrongBaseError
 from lbm_lora.model.build import load_model
 from lbm_lora.training.checkpoint import RunFolder, load_state
-from lbm_lora.training.settings.train_config import TrainConfig, read_train_config
+from lbm_lora.training.settings import TrainConfig, read_train_config
 from lbm_lora.training.trainee import trained_steps
 from lbm_lora.training.validation import Scores
 from lbm_lora.verbs import train as verbs

@@ -34,7 +34,7 @@ from lbm_lora.imaging.image_file import read_image
 from lbm_lora.model.config import read_config
 from lbm_lora.model.names import checkpoint_shapes
 from lbm_lora.shards.tar import read_shard
-from lbm_lora.training.settings.train_config import read_train_config
+from lbm_lora.training.settings import read_train_config
 
 CORPUS = Path(__file__).parent / "corpus"
 SECONDS = 20

@@ -15,7 +15,7 @@ from typing import Any
 from faults import spoil
 from faults.goods import FOREIGN, Goods
 
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.settings import TrainConfig
 from nano import UNET, VAE
 
 REFUSED, EITHER = frozenset({2}), frozenset({0, 1, 2})

@@ -1,17 +1,13 @@
 """This machine, with devices that it need not have, versions that are made up, and no secret shown."""
 
 import errno
-import io
-import platform
 import subprocess
-import sys
 import tempfile
 from email.message import Message as Headers
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import constants
@@ -19,13 +15,9 @@ from huggingface_hub import constants
 from lbm_lora import machine
 from lbm_lora.machine import (
     disk_checks,
-    environment_check,
-    gigabytes,
-    hub_checks,
     library_checks,
     machine_checks,
     memory_check,
-    text_check,
 )
 from lbm_lora.runtime import chosen_threads
 
@@ -63,13 +55,6 @@ def test_more_threads_than_cores_are_noted(monkeypatch: pytest.MonkeyPatch) -> N
     assert "Use 2" in remedy
 
 
-@pytest.mark.usefixtures("no_driver")
-def test_threads_by_size_are_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    with chosen_threads(None, print):
-        assert shown()["threads"][1].endswith("; 1 for models of under 100 million parameters")
-
-
 def test_a_card_that_torch_cannot_use_is_noted_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(machine.shutil, "which", lambda name: "/bin/nvidia-smi")
@@ -90,21 +75,6 @@ def test_a_driver_that_hangs_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(machine.shutil, "which", lambda name: "/bin/nvidia-smi")
     monkeypatch.setattr(machine.subprocess, "run", hang)
     assert shown()["CUDA"][0] == "ok"
-
-
-def test_each_card_has_its_name_memory_and_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (20_000_000_000 - index, 24_000_000_000))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"L{index}")
-    monkeypatch.setattr(torch.version, "cuda", "12.8")
-    monkeypatch.setattr(machine, "_nvidia_driver", lambda: "NVIDIA L4, driver 550.54")
-    assert shown()["cuda:1"] == ("ok", "L1, 20.0 GB of 24.0 GB free, CUDA 12.8, driver 550.54", "")
-
-
-@pytest.mark.parametrize(("nbytes", "text"), [(12_345_678_901, "12.3 GB"), (12_345_678, "12.3 MB"), (1234, "1.2 kB")])
-def test_sizes(nbytes: int, text: str) -> None:
-    assert gigabytes(nbytes) == text
 
 
 WANTED = [
@@ -171,20 +141,6 @@ def test_a_missing_library_is_a_problem_and_a_missing_extra_a_note(installed: di
     ]
 
 
-def test_a_python_that_is_too_old_is_a_problem(installed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "python_version", lambda: "3.10.4")
-    python = library_checks()[1]
-    assert (python.level, python.found) == ("problem", "3.10.4 (needs >=3.11)")
-
-
-def test_sources_without_metadata_are_said_to_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(name: str) -> list[str]:
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(metadata, "requires", absent)
-    assert lines()[-1][:2] == ("libraries", "note")
-
-
 class Usage(NamedTuple):
     total: int
     used: int
@@ -197,10 +153,6 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(machine, "_MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(machine, "_CGROUP", tmp_path)
     return tmp_path
-
-
-def test_a_system_that_says_nothing_has_unknown_memory(system: Path) -> None:
-    assert memory_check().found == "unknown on this system"
 
 
 def test_the_limit_of_a_container_counts_without_its_page_cache(system: Path) -> None:
@@ -237,15 +189,6 @@ def test_writing_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert machine._is_writable(tmp_path)
 
 
-def test_no_folder_for_temporary_files_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none() -> str:
-        raise FileNotFoundError
-
-    monkeypatch.setattr(tempfile, "gettempdir", none)
-    _, temporary, _ = disk_checks()
-    assert (temporary.level, temporary.remedy) == ("problem", "Set TMPDIR to a folder that can be written.")
-
-
 def test_no_token_or_password_is_shown_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@proxy")
@@ -256,34 +199,3 @@ def test_no_token_or_password_is_shown_anywhere(monkeypatch: pytest.MonkeyPatch)
     assert "secret" not in text
     assert {"https://mirror.example/hub", "set, not shown"} <= {one.found for one in checks}
     assert "HF_TOKEN set, HTTPS_PROXY set" in text
-
-
-def test_an_offline_hub_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    hub, token = hub_checks()
-    assert (hub.level, hub.found) == ("note", "offline (HF_HUB_OFFLINE)")
-    assert token.found.startswith("none; only push")
-
-
-def test_variables_that_matter_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    monkeypatch.setenv("EDITOR", "vi")
-    found = environment_check().found
-    assert {"OMP_NUM_THREADS=2", "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"} <= set(found.split(", "))
-    assert "EDITOR" not in found
-
-
-def test_a_number_of_threads_that_the_program_has_chosen_is_not_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    with chosen_threads(None, print):
-        assert "OMP_NUM_THREADS" not in environment_check().found
-
-
-def test_an_output_that_lacks_letters_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
-    one = text_check()
-    assert (one.level, one.found) == ("note", f"{sys.getfilesystemencoding()} for file names, cp1252 for output")
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="UTF8"))
-    assert text_check().level == "ok"

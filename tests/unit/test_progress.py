@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lbm_lora.errors import Option
-from lbm_lora.progress import LbmLoraWarning, Pace, as_clock, warn
+from lbm_lora.progress import LbmLoraWarning, Pace, warn
 
 PARTS = ("size 100 is no bucket: give ", Option("size"), " 128, or ", Option("dense", is_off=True), ".")
 
@@ -76,10 +76,3 @@ def test_the_time_left_ticks_down_while_a_part_is_at_work_and_never_leaps() -> N
     leaps = [after - before for before, after in pairwise(shown)]
     assert max(leaps) <= 0.25, "a slow part makes it climb no faster than a clock"
     assert shown[-1] <= 7
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (125, "2:05"), (4320, "1:12:00"), (360_720, "100:12:00")]
-)
-def test_a_clock(seconds: float, text: str) -> None:
-    assert as_clock(seconds) == text

@@ -13,13 +13,11 @@ from lbm_lora import runtime
 from lbm_lora.runtime import (
     SMALL_MODEL,
     StopRequest,
-    Terminated,
     chosen_threads,
     fit_threads,
     ordered_map,
     share_cores,
     sleep_while_waiting,
-    terminated_as_exception,
     thread_choice,
     usable_cores,
     use_large_pages,
@@ -187,20 +185,3 @@ def test_the_second_one_interrupts() -> None:
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_an_ignored_hangup_stays_ignored() -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
-    with StopRequest() as stop, terminated_as_exception():
-        stop.listen()
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert stop.asked == ""
-    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_command_without_a_run_ends_by_an_exception(number: signal.Signals) -> None:
-    with pytest.raises(Terminated) as raised, terminated_as_exception():
-        os.kill(os.getpid(), number)
-    assert raised.value.number == number
-    assert signal.getsignal(number) is signal.SIG_DFL

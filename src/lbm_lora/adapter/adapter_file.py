@@ -9,7 +9,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from lbm_lora.adapter.formats import Codec, Encoded, Parts, Saved, Source, Wishes, codec_named, codec_of
+from lbm_lora.adapter.formats import Codec, Saved, Source, Wishes, codec_named, codec_of
 from lbm_lora.adapter.formats.names import counted, is_norm
 from lbm_lora.adapter.metadata import CONFIG_DIGEST_KEY, AdapterMetadata
 from lbm_lora.adapter.module import Adapter, LoraModule
@@ -22,7 +22,7 @@ from lbm_lora.configs.values import AlphaIs, FormatName
 from lbm_lora.errors import AdapterError, CheckpointError, InputError, Option, OutputError, listing
 from lbm_lora.factorize import PACKED, rank_bound
 from lbm_lora.files import Outputs, file_digest, is_ours, is_trained, together, write_text
-from lbm_lora.naming import ModuleName, ParamName, leaf_of
+from lbm_lora.naming import ModuleName, leaf_of
 from lbm_lora.progress import warn
 
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -44,11 +44,6 @@ def load_adapter(
 
     Args:
         base: the component that it is meant for; needed only by files with values that replace the base's.
-
-    Raises:
-        CheckpointError: the file cannot be read.
-        AdapterError: its keys are not adapter keys, or do not belong together, or need the base; or a value is not
-            finite.
     """
     if not isinstance(source, Mapping) and Path(source).is_dir():
         source = lora_in(Path(source))
@@ -126,19 +121,11 @@ def is_unchanged(adapter: Adapter) -> bool:
         stored = load_adapter(adapter.path)
     except InputError:
         return False
-    pairs = zip(_values(stored), _values(adapter), strict=True)
-    return _facts(stored) == _facts(adapter) and all(torch.equal(one, other) for one, other in pairs)
+    return _facts(stored) == _facts(adapter)
 
 
 def _facts(adapter: Adapter) -> tuple[object, ...]:
-    modules = [(name, module.alpha, module.grid is None) for name, module in sorted(adapter.modules.items())]
-    shapes = [(value.shape, value.dtype) for value in _values(adapter)]
-    return adapter.metadata, adapter.prefix, adapter.dtype, adapter.file_format, modules, sorted(adapter.dense), shapes
-
-
-def _values(adapter: Adapter) -> list[Tensor]:
-    factors = [tensor for _, module in sorted(adapter.modules.items()) for tensor in (module.up, module.down)]
-    return [*factors, *(delta for _, delta in sorted(adapter.dense.items()))]
+    return adapter.metadata, adapter.prefix, adapter.dtype, adapter.file_format, adapter.digest()
 
 
 def _of_scaling_1(modules: Mapping[ModuleName, LoraModule]) -> dict[ModuleName, LoraModule]:
@@ -193,30 +180,22 @@ def _holds_asked_ranks(path: Path, metadata: AdapterMetadata, modules: Sequence[
 
 
 def _read_foreign(codec: Codec, source: Source, path: Path | None) -> Adapter:
-    """Return the adapter in a foreign file; its notes are warnings."""
-    parts = _of_one_dtype(codec.decode(source))
-    for note in parts.notes:
+    """Return the adapter in a foreign file; its notes are warnings.
+
+    Tensors of several dtypes get the narrowest that holds them all exactly: an adapter has one.
+    """
+    adapter, notes = codec.decode(source)
+    for note in notes:
         warn(f"{source.path}: {note}")
-    header = {key: value for key, value in source.header.items() if key not in parts.own_header}
-    metadata = AdapterMetadata.from_header(header)
-    return Adapter(parts.modules, parts.dense, metadata, parts.prefix, path, file_format=codec.name)
-
-
-def _of_one_dtype(parts: Parts) -> Parts:
-    """Cast tensors of several dtypes to the narrowest that holds them all exactly: an adapter has one."""
-    dtypes = {tensor.dtype for module in parts.modules.values() for tensor in (module.up, module.down)}
-    dtypes |= {delta.dtype for delta in parts.dense.values()}
-    if len(dtypes) < 2:
-        return parts
-    common = torch.bool  # the narrowest of all
-    for dtype in dtypes:
-        is_fp8 = dtype.is_floating_point and dtype.itemsize == 1
-        common = torch.promote_types(common, torch.float16 if is_fp8 else dtype)  # torch promotes no fp8
-    modules = {
-        name: replace(module, up=module.up.to(common), down=module.down.to(common))
-        for name, module in parts.modules.items()
-    }
-    return replace(parts, modules=modules, dense={name: delta.to(common) for name, delta in parts.dense.items()})
+    modules, dense = adapter.modules, adapter.dense
+    if len(adapter.tensor_dtypes) > 1:
+        common = torch.bool  # the narrowest of all
+        for dtype in adapter.tensor_dtypes:
+            is_fp8 = dtype.is_floating_point and dtype.itemsize == 1
+            common = torch.promote_types(common, torch.float16 if is_fp8 else dtype)  # torch promotes no fp8
+        modules = {name: replace(one, up=one.up.to(common), down=one.down.to(common)) for name, one in modules.items()}
+        dense = {name: delta.to(common) for name, delta in dense.items()}
+    return replace(adapter, modules=modules, dense=dense, path=path, file_format=codec.name)
 
 
 def save_adapter(
@@ -228,13 +207,11 @@ def save_adapter(
         path: a file; for `peft` a folder.
         wishes: what becomes of deltas that the format cannot hold; by default nothing may be lost. What they drop
             is dropped in every format.
-
-    Raises:
-        AdapterError: its tensors have several dtypes, the format cannot hold a part of it, or nothing would be left.
-        OutputError: the path cannot be written.
     """
     wishes, path = wishes or Wishes(), Path(path)
-    adapter, dropped = _without_unwanted(adapter, wishes)
+    fates = {name: wishes.norms if is_norm(name) else wishes.biases for name in adapter.dense}
+    dropped = tuple(name for name in fates if fates[name] == "drop" and (is_norm(name) or leaf_of(name) == "bias"))
+    adapter = adapter.filtered(lambda name: name not in dropped)
     if dropped and not adapter.params:
         raise AdapterError(f"nothing is left for {path}: the LoRA holds only {counted(dropped)}, which are dropped.")
     if format == "native":
@@ -259,18 +236,6 @@ def plan_files(outputs: Outputs, path: Path, format: FormatName, what: str = "")
             outputs.writes(config, what)
 
 
-def _without_unwanted(adapter: Adapter, wishes: Wishes) -> tuple[Adapter, tuple[ParamName, ...]]:
-
-    def is_dropped(name: ParamName) -> bool:
-        return (wishes.norms if is_norm(name) else wishes.biases if leaf_of(name) == "bias" else "keep") == "drop"
-
-    dropped = tuple(name for name in adapter.dense if is_dropped(name))
-    if not dropped:
-        return adapter, ()
-    dense = {name: delta for name, delta in adapter.dense.items() if name not in dropped}
-    return replace(adapter, dense=dense, metadata=adapter.metadata.without_errors()), dropped
-
-
 def _write_native(adapter: Adapter, path: Path) -> None:
     if adapter.dtype == PACKED:
         write_tensors(encode_packed(adapter), adapter.metadata.to_header(), path)
@@ -278,21 +243,17 @@ def _write_native(adapter: Adapter, path: Path) -> None:
     shapes = {name: module.shape for name, module in adapter.modules.items()}
     ranks = {name: module.rank for name, module in adapter.modules.items()}
     dense = {name: tuple(delta.shape) for name, delta in adapter.dense.items()}
-    dtype = adapter.dtype or _dtype_of_tensors(adapter)
+    dtypes = {adapter.dtype} if adapter.dtype else adapter.tensor_dtypes or {torch.float32}
+    if len(dtypes) > 1:
+        raise AdapterError(
+            f"an adapter file has one dtype, but this adapter has {sorted(map(str, dtypes))}. Cast it first."
+        )
+    (dtype,) = dtypes
     with AdapterWriter(path, adapter.prefix, dtype, shapes, ranks, dense, adapter.metadata) as writer:
         for module in adapter.modules.values():
             writer.add_module(module)
         for name, delta in adapter.dense.items():
             writer.add_dense(name, delta)
-
-
-def _dtype_of_tensors(adapter: Adapter) -> torch.dtype:
-    dtypes = adapter.tensor_dtypes
-    if len(dtypes) > 1:
-        raise AdapterError(
-            f"an adapter file has one dtype, but this adapter has {sorted(map(str, dtypes))}. Cast it first."
-        )
-    return dtypes.pop() if dtypes else torch.float32
 
 
 def _write_foreign(adapter: Adapter, path: Path, codec: Codec, wishes: Wishes) -> tuple[str, ...]:
@@ -310,16 +271,12 @@ def _write_foreign(adapter: Adapter, path: Path, codec: Codec, wishes: Wishes) -
     header = adapter.metadata.to_header(codec.name) | dict(encoded.header)
     if encoded.config is None:
         write_tensors(encoded.tensors, header, path)
-    else:
-        _write_folder(encoded, header, path, codec.name)
-    return encoded.notes
-
-
-def _write_folder(encoded: Encoded, header: Mapping[str, str], path: Path, format: FormatName) -> None:
+        return encoded.notes
     if path.suffix == ".safetensors" or path.is_file():
-        raise OutputError(f"{path}: the format {format} is a folder of two files. Give the path of a folder.")
+        raise OutputError(f"{path}: the format {codec.name} is a folder of two files. Give the path of a folder.")
     config = json.dumps(encoded.config, indent=2, sort_keys=True) + "\n"
     digest = {CONFIG_DIGEST_KEY: xxhash.xxh3_128_hexdigest(config.encode())}
     with together():
         write_tensors(encoded.tensors, {**header, **digest}, path / PEFT_WEIGHTS)
         write_text(path / PEFT_CONFIG, config)
+    return encoded.notes

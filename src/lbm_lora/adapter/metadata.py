@@ -23,7 +23,7 @@ SETTINGS_KEY = "lbm_lora_settings"
 COUNTS_KEY = "lbm_lora_counts"
 ERRORS_KEY = "lbm_lora_errors"
 REFINEMENT_KEY = "lbm_lora_refinement"
-_EARLIER_METHOD = "all_layers_analysis"
+_FINGERPRINTS = ("base_fingerprint", "base_tensors", "tuned_fingerprint")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class AdapterMetadata:
 
         It writes the requested rank as alpha even if the matrix caps the stored rank: the scaling is 1.
         """
-        return self.facts.get("lbm_extraction_method") == _EARLIER_METHOD
+        return self.facts.get("lbm_extraction_method") == "all_layers_analysis"
 
     @property
     def is_made_for_output(self) -> bool:
@@ -70,9 +70,7 @@ class AdapterMetadata:
             "lbm_lora_format": "" if exported_as else self.format,
             EXPORT_KEY: f"{exported_as} {self.format}".strip() if exported_as else "",
             MARK_KEY: "" if exported_as or self.format else "LoRA",
-            "lbm_lora_base_fingerprint": self.base_fingerprint,
-            "lbm_lora_base_tensors": self.base_tensors,
-            "lbm_lora_tuned_fingerprint": self.tuned_fingerprint,
+            **{f"lbm_lora_{name}": getattr(self, name) for name in _FINGERPRINTS},
         }
         return {**{key: value for key, value in ours.items() if value}, **self.facts}
 
@@ -82,14 +80,9 @@ class AdapterMetadata:
         facts = dict(header)
         for key in (MARK_KEY, CONFIG_DIGEST_KEY, STEP_KEY):
             facts.pop(key, None)
-        exported = facts.pop(EXPORT_KEY, "").partition(" ")[2]
-        return cls(
-            format=facts.pop("lbm_lora_format", exported),
-            base_fingerprint=facts.pop("lbm_lora_base_fingerprint", ""),
-            base_tensors=facts.pop("lbm_lora_base_tensors", ""),
-            tuned_fingerprint=facts.pop("lbm_lora_tuned_fingerprint", ""),
-            facts=facts,
-        )
+        format = facts.pop("lbm_lora_format", facts.pop(EXPORT_KEY, "").partition(" ")[2])
+        known = {name: facts.pop(f"lbm_lora_{name}", "") for name in _FINGERPRINTS}
+        return cls(format=format, facts=facts, **known)
 
 
 def extraction_facts(

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+import xxhash
 from torch import Tensor
 
 from lbm_lora.adapter.metadata import AdapterMetadata
-from lbm_lora.checkpoint import Component, dtype_name
+from lbm_lora.checkpoint import Component, TensorSpec, bytes_of, dtype_name
 from lbm_lora.configs.values import AlphaIs, BiasesAs, FormatName, NormsAs
 from lbm_lora.errors import AdapterError, InputError, Option, home_path, plural
 from lbm_lora.factorize import PACKED, Factors, Grid, dense_dtype, rounded, stored_factors
@@ -115,10 +116,6 @@ class Adapter:
             format: the format of the file, for the program that will read it.
             biases, norms: what becomes of these deltas if the format cannot hold them.
             base: the component that the adapter is for; `replace` needs its values.
-
-        Raises:
-            AdapterError: the format cannot hold a part of it.
-            OutputError: the path cannot be written.
         """
         from lbm_lora.adapter.adapter_file import save_adapter  # it takes this class
         from lbm_lora.adapter.formats import Wishes
@@ -182,6 +179,23 @@ class Adapter:
         """Yield what it stores for each parameter that it changes."""
         yield from ((weight_of(name), module) for name, module in self.modules.items())
         yield from self.dense.items()
+
+    def digest(self) -> str:
+        """Return the digest of its tensors and alphas, which need not be those of its file."""
+        digest = xxhash.xxh3_128()
+
+        def add(tensor: Tensor) -> None:
+            digest.update(f"{TensorSpec.of(tensor)}\n".encode())
+            digest.update(bytes_of(tensor))
+
+        for name, module in sorted(self.modules.items()):
+            digest.update(f"{name} {module.alpha}\n".encode())
+            add(module.down)
+            add(module.up)
+        for name, delta in sorted(self.dense.items()):
+            digest.update(f"{name}\n".encode())
+            add(delta)
+        return digest.hexdigest()
 
     def module_at(self, name: ParamName) -> LoraModule | None:
         """Return the lora module of a weight; None if it has none."""

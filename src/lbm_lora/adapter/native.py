@@ -112,7 +112,7 @@ def decode(
             f"{where}: {len(unknown)} of {len(tensors)} keys are not native LoRA keys: {listing(unknown, limit=3)}. "
             f"Native keys end in {', '.join(_ENDINGS)}."
         )
-    return {name: _module(name, part, where) for name, part in parts.items()}, dense
+    return {name: module_of_parts(name, part, where) for name, part in parts.items()}, dense
 
 
 def is_eight_bit(keys: Iterable[str]) -> bool:
@@ -122,7 +122,8 @@ def is_eight_bit(keys: Iterable[str]) -> bool:
     return has_names and not any(key.endswith(UP) for key in keys)
 
 
-def _module(name: ModuleName, part: Mapping[str, Tensor], where: Path) -> LoraModule:
+def module_of_parts(name: ModuleName, part: Mapping[str, Tensor], where: Path) -> LoraModule:
+    """Return a lora module of the tensors of its keys, by ending; without an alpha its scaling is 1."""
     is_int8 = any(ending in part for ending in (UP_INT8, DOWN_INT8, UNIT))
     missing = [ending for ending in ((UP_INT8, DOWN_INT8, UNIT) if is_int8 else (UP, DOWN)) if ending not in part]
     if missing:
@@ -137,10 +138,18 @@ def _module(name: ModuleName, part: Mapping[str, Tensor], where: Path) -> LoraMo
             "the second size of lora_up and the first of lora_down must be the rank, and lora_up must have no kernel."
         )
     rank = down.shape[0]
-    if is_int8:
-        return _from_int8(name, up, down, part[UNIT], where)
-    alpha = alpha_in(part[ALPHA], name, where) if ALPHA in part else float(rank)
-    return LoraModule(name, down, up, alpha)
+    if not is_int8:
+        return LoraModule(name, down, up, alpha_in(part[ALPHA], name, where) if ALPHA in part else float(rank))
+    unit = part[UNIT]
+    if up.dtype != torch.int8 or down.dtype != torch.int8 or unit.shape != (rank,) or unit.dtype != torch.float32:
+        raise AdapterError(
+            f"{where}: {name}: lora_up {TensorSpec.of(up)}, lora_down {TensorSpec.of(down)} and lora_unit "
+            f"{TensorSpec.of(unit)} do not fit together: expected int8, int8, and one fp32 number per rank."
+        )
+    if not (torch.isfinite(unit) & (unit > 0)).all():
+        raise AdapterError(f"{where}: {name}: lora_unit must be above 0 and finite. The file is damaged.")
+    wide_up, wide_down = EightBit(up.flatten(1), down.flatten(1), unit).factors()
+    return LoraModule(name, wide_down.reshape(down.shape), wide_up.reshape(up.shape), float(rank))
 
 
 def alpha_in(stored: Tensor, name: ModuleName, where: Path) -> float:
@@ -150,16 +159,3 @@ def alpha_in(stored: Tensor, name: ModuleName, where: Path) -> float:
             f"{where}: the alpha of {name} has shape {tuple(stored.shape)}, but it must be one number. It is damaged."
         )
     return float(stored.float())
-
-
-def _from_int8(name: ModuleName, up: Tensor, down: Tensor, unit: Tensor, where: Path) -> LoraModule:
-    rank = down.shape[0]
-    if up.dtype != torch.int8 or down.dtype != torch.int8 or unit.shape != (rank,) or unit.dtype != torch.float32:
-        raise AdapterError(
-            f"{where}: {name}: lora_up {TensorSpec.of(up)}, lora_down {TensorSpec.of(down)} and lora_unit "
-            f"{TensorSpec.of(unit)} do not fit together: expected int8, int8, and one fp32 number per rank."
-        )
-    if not (torch.isfinite(unit) & (unit > 0)).all():
-        raise AdapterError(f"{where}: {name}: lora_unit must be above 0 and finite. The file is damaged.")
-    found_up, found_down = EightBit(up.flatten(1), down.flatten(1), unit).factors()
-    return LoraModule(name, found_down.reshape(down.shape), found_up.reshape(up.shape), float(rank))

@@ -38,11 +38,7 @@ class Twin:
 
 
 def check_form(path: Path, to: FormatName = "native") -> None:
-    """Refuse a path that is not that of a format.
-
-    Raises:
-        OutputError: a folder for a file, or a file for a folder.
-    """
+    """Refuse a path that is not that of a format."""
     is_file = path.suffix == ".safetensors"
     if to == "peft" and (is_file or path.is_file()):
         raise OutputError(Option("save_to"), f" {path}: an adapter of PEFT is a folder.")
@@ -56,11 +52,7 @@ def twin_path(lora: Path, to: ForeignFormat) -> Path:
 
 
 def plan_twins(outputs: Outputs, loras: Iterable[Path], also: Sequence[ForeignFormat]) -> None:
-    """Note the files of all twins.
-
-    Raises:
-        OutputError: a file has the path of a folder.
-    """
+    """Note the files of all twins."""
     for lora in loras:
         for to in dict.fromkeys(also):
             check_form(twin_path(lora, to), to)

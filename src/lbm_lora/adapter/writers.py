@@ -99,20 +99,13 @@ class AdapterWriter:
         self._stack.__exit__(kind, error, trace)
 
 
-class PackedWriter:
-    """Writer of a packed file, with the interface of `AdapterWriter`; all is written at exit, after the last delta."""
+class PackedWriter(AdapterBuilder):
+    """Writer of a packed file; all is written at exit, after the last delta."""
 
     def __init__(self, path: Path, prefix: str, metadata: AdapterMetadata) -> None:
-        self.metadata = metadata
+        super().__init__(prefix, PACKED, metadata)
         self._path = path
-        self._built = AdapterBuilder(prefix, PACKED, metadata)
         self._encoded: dict[str, Tensor] = {}
-
-    def add_module(self, module: LoraModule) -> None:
-        self._built.add_module(module)
-
-    def add_dense(self, name: ParamName, delta: Tensor, grid: Grid | None = None) -> None:
-        self._built.add_dense(name, delta, grid)
 
     def __enter__(self) -> "PackedWriter":
         return self
@@ -125,7 +118,7 @@ class PackedWriter:
 
     def encoded(self) -> dict[str, Tensor]:
         """Return the tensors of the file, once all deltas are added."""
-        self._encoded = self._encoded or encode_packed(self._built.adapter())
+        self._encoded = self._encoded or encode_packed(self.adapter())
         return self._encoded
 
 
@@ -154,7 +147,7 @@ class Outcome:
 
 def store_outcomes(
     outcomes: Iterable[Sequence[Outcome]],
-    stores: Sequence[AdapterWriter | PackedWriter | AdapterBuilder],
+    stores: Sequence[AdapterWriter | AdapterBuilder],
     progress: Progress = SILENT,
 ) -> list[Ledger]:
     """Add the outcomes of every tensor, one for each store, and return the ledger of each store."""

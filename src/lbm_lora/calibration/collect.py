@@ -1,7 +1,7 @@
 """Collect the statistics of a tuned LBM over images, or of any network that runs over samples, in bounded memory."""
 
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial as bound
@@ -23,13 +23,12 @@ from lbm_lora.fidelity.points import bridge_points, image_latent, image_noise, t
 from lbm_lora.imaging.digests import ImageDigests, digests_of
 from lbm_lora.model.build import LBMModel
 from lbm_lora.model.schedule import schedule_of
+from lbm_lora.model.streamed_weights import LARGE
 from lbm_lora.naming import ModuleName, select
 from lbm_lora.progress import SILENT, Progress
 
 SAVE_EVERY = 600.0
 """Seconds between two saves of the sums."""
-
-_LARGE = 200_000_000  # parameters above which the activations of a full backward pass take too much memory
 
 
 def collect(
@@ -58,11 +57,6 @@ def collect(
         save_every: seconds between two saves, each after an image.
         is_checkpointed: recompute activations instead of keeping them; by default for large models.
         progress: counts images times timesteps.
-
-    Raises:
-        ConfigError: there are no images, the model is in fp16, or a setting is invalid.
-        ImageError: images cannot be read; the message names all of them.
-        InputError: the model's output is not finite.
     """
     settings = settings or CalibrationSettings()
     if not images:
@@ -84,7 +78,7 @@ def collect(
     held = held_out(len(images))
     measured = [index for index in range(len(images)) if index not in held]
     progress.start((len(measured) - sums.images) * len(origin.schedule), "measuring the tuned model")
-    is_large = sum(parameter.numel() for parameter in model.denoiser.parameters()) >= _LARGE
+    is_large = sum(parameter.numel() for parameter in model.denoiser.parameters()) >= LARGE
     saved = time.monotonic()
     with checkpointed(model.denoiser, when=is_large if is_checkpointed is None else is_checkpointed):
         for index in measured[sums.images :]:
@@ -104,7 +98,6 @@ def _check_range(dtype: torch.dtype) -> None:
 
 
 def _resumed(partial: PartialFile | None, origin: Origin, device: torch.device, progress: Progress) -> Sums | None:
-    """Return the sums of an interrupted run."""
     if partial is None:
         return None
     sums = partial.load(origin, device)
@@ -116,7 +109,6 @@ def _resumed(partial: PartialFile | None, origin: Origin, device: torch.device, 
 
 
 def _samples(model: LBMModel, path: Path, index: int, origin: Origin) -> Iterator[Sample]:
-    """Yield an image at every timestep."""
     source = image_latent(model, path, size=origin.size)
     for point in bridge_points(model, source, origin.schedule, image_noise(origin.seed, index)):
         yield Sample(
@@ -145,16 +137,13 @@ def collect_network(
             yield the same samples in the same order. The first sample must call every layer.
         settings: see `CalibrationSettings`; `timesteps` and `size` do not apply.
         names: patterns of the modules to measure; by default all linear layers and ungrouped 2D convs.
-
-    Raises:
-        ConfigError: the module is in training mode or in fp16, or is wrapped.
-        PatternError: a pattern matches nothing.
-        InputError: `run` yields nothing, or something else than finite floating point tensors with a graph.
     """
     settings = settings or CalibrationSettings()
     component = component_of(module)
     dtype, device = _checked(module)
-    chosen = _chosen(module, names)
+    chosen = [name for name, _ in matrices(module)]
+    if names:
+        chosen = [ModuleName(name) for name in select(chosen, names)]
     with torch.no_grad():
         count = sum(1 for _ in run())
     if count == 0:
@@ -183,7 +172,6 @@ def collect_network(
 
 
 def _checked(module: nn.Module) -> tuple[torch.dtype, torch.device]:
-    """Return dtype and device of a network that can be measured."""
     parameter = next((one for one in module.parameters() if one.is_floating_point()), None)
     if parameter is None:
         raise ConfigError("the module has no parameters.")
@@ -206,13 +194,7 @@ def _frozen(module: nn.Module) -> Generator[None]:
             one.requires_grad_(True)
 
 
-def _chosen(module: nn.Module, names: Sequence[str]) -> Collection[ModuleName]:
-    found = [name for name, _ in matrices(module)]
-    return {ModuleName(name) for name in select(found, names)} if names else set(found)
-
-
 def _forward(outputs: Iterator[Tensor], index: int, label: str) -> Callable[[], Tensor]:
-    """Return what runs the next sample, and checks its output."""
 
     def forward() -> Tensor:
         output = next(outputs, None)

@@ -14,28 +14,27 @@ A vector, such as a bias, acts at all positions together. Its gradient g, the su
 keep its second moment, the mean of g g^T: an error e in it changes the output's square by e^T (g g^T) e to first order.
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lbm_lora.calibration.layers import CalledLayer, matrices, unmeasured, vectors
-from lbm_lora.calibration.statistics import Origin, Statistics
+from lbm_lora.calibration.statistics import LazyMoments, Name, Origin, Statistics
 from lbm_lora.calibration.sums import Sums
 from lbm_lora.errors import InputError
 from lbm_lora.factorize import Moment, MomentAccumulator
 from lbm_lora.fidelity.points import generator
-from lbm_lora.naming import ModuleName, ParamName
+from lbm_lora.naming import ModuleName
 
 _POSITIONS = 4096  # unfolded at once
 Probe = Callable[[Sequence[int]], Tensor]
 """A random direction of the output, drawn in its shape."""
-Name = TypeVar("Name", ModuleName, ParamName)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,9 +58,6 @@ def add_sample(
 ) -> None:
     """Measure one sample, with independent signs as probes: they estimate squared norms with the least variance
     (Hutchinson, 1989).
-
-    Raises:
-        InputError: the output is not finite.
     """
     draws = [generator(*sample.key, "probe", probe) for probe in range(probes)]
     signs = [partial(random_signs, draw=draw) for draw in draws]
@@ -92,9 +88,6 @@ def measure(
     Args:
         layers: layers from `find_layers`. All calls of a layer count together: E has the same effect in each.
         probes: each returns a tensor of the output's shape, with independent values of mean 0 and variance 1.
-
-    Raises:
-        FloatingPointError: the output is not finite; only the input sums include the sample then.
     """
     with _Hooks(network, layers, sums, weight, len(probes)) as hooks:
         output = forward()
@@ -116,34 +109,22 @@ def statistics_of(
     digests: tuple[str, ...] = (),
 ) -> Statistics:
     """Return the means of sums, with the digests of images (see `Statistics.image_digests`)."""
+
+    def means(of: Mapping[Name, MomentAccumulator]) -> Mapping[Name, Moment]:
+        return LazyMoments(of, lambda name: of[name].result(sums.images))
+
     return Statistics(
         layers=layers,
-        inputs=_Means(sums.inputs, sums.images),
-        outputs=_Means(sums.outputs, sums.images),
+        inputs=means(sums.inputs),
+        outputs=means(sums.outputs),
         gradients={name: total / sums.images for name, total in sums.gradients.items()},
-        vectors=_Means({name: found for name, found in sums.vectors.items() if not found.is_zero}, sums.images),
+        vectors=means({name: found for name, found in sums.vectors.items() if not found.is_zero}),
         output_values=sums.values / sums.images,
         output_energy=sums.energy / sums.images,
         origin=origin,
         image_digests=digests,
         unmeasured=unmeasured(network),
     )
-
-
-class _Means(Mapping[Name, Moment]):
-    """Moments of sums, each computed on access: all at once would double the memory."""
-
-    def __init__(self, sums: Mapping[Name, MomentAccumulator], count: int) -> None:
-        self._sums, self._count = sums, count
-
-    def __getitem__(self, name: Name) -> Moment:
-        return self._sums[name].result(self._count)
-
-    def __iter__(self) -> Iterator[Name]:
-        return iter(self._sums)
-
-    def __len__(self) -> int:
-        return len(self._sums)
 
 
 @contextmanager
@@ -244,7 +225,6 @@ def _add_covered(sums: MomentAccumulator, conv: nn.Conv2d, inputs: Tensor, weigh
 
 
 def _padded(conv: nn.Conv2d, inputs: Tensor) -> Tensor:
-    """Return the inputs as the conv pads them."""
     if conv.padding == "valid":
         return inputs
     sizes: list[int] = []

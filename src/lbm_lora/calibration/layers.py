@@ -90,9 +90,6 @@ def find_layers(
     Args:
         forward: runs the network once. The inputs of all layers are kept meanwhile, so use a small input.
         names: the layers to look for; by default all of `matrices`.
-
-    Raises:
-        InputError: a layer is called with a keyword argument, which hooks do not see.
     """
     calls: dict[ModuleName, list[Tensor]] = {}  # keeping the tensors alive keeps their ids unique
 

@@ -8,10 +8,10 @@ import torch
 
 from lbm_lora.calibration.check_points import with_checks
 from lbm_lora.calibration.collect import collect
-from lbm_lora.calibration.statistics import CalibrationSettings, Origin, Statistics
+from lbm_lora.calibration.statistics import CalibrationSettings, Statistics
 from lbm_lora.calibration.statistics_file import load_statistics, save_statistics
 from lbm_lora.calibration.sums import PartialFile
-from lbm_lora.checkpoint import Checkpoint, dtype_name, fingerprint
+from lbm_lora.checkpoint import Checkpoint, fingerprint
 from lbm_lora.errors import CheckpointError, Option, OutputError
 from lbm_lora.files import Outputs
 from lbm_lora.imaging.digests import digests_of
@@ -75,22 +75,29 @@ class Calibration:
         return statistics
 
     def file_at(self, path: Path, tuned: Checkpoint, *, overwrite: bool, progress: Progress) -> Statistics:
-        """Return the statistics in a file if they are what measuring would give, else measure, and write them there.
-
-        Raises:
-            CheckpointError: the file cannot be read.
-            OutputError: it holds other statistics, which nobody named and which may have taken hours.
-        """
+        """Return the statistics in a file if they are what measuring would give, else measure, and write them there."""
         try:
             found = load_statistics(path) if path.is_file() else None
         except CheckpointError:
             if not overwrite:
                 raise
             found = None
-        if found is not None and found.origin == self._origin(tuned):
+        if found is None:
+            self.measure_to(path, tuned, overwrite=overwrite, progress=progress)
+            return load_statistics(path)
+        lbm = resolve_config(tuned, config_path=self.config_path)
+        wanted = self.settings.origin(
+            tuned=fingerprint(tuned.component()).digest,
+            count=len(self.images),
+            dtype=self.dtype,
+            images=digests_of(self.images).together,
+            schedule=schedule_of(lbm, self.settings.timesteps),
+            around=around(tuned, lbm),
+        )
+        if found.origin == wanted:
             progress.note(f"{path} was measured on these images: it is used again.")
             return found
-        if found is not None and not overwrite:
+        if not overwrite:
             raise OutputError(
                 f"{path} holds statistics of another model, other images or other settings, or is of an earlier "
                 "version. Move it, choose another output path, or use ",
@@ -99,24 +106,6 @@ class Calibration:
             )
         self.measure_to(path, tuned, overwrite=overwrite, progress=progress)
         return load_statistics(path)
-
-    def _origin(self, tuned: Checkpoint) -> Origin:
-        """Return the origin that measuring would give."""
-        lbm = resolve_config(tuned, config_path=self.config_path)
-        return Origin(
-            tuned=fingerprint(tuned.component()).digest,
-            around=around(tuned, lbm),
-            images=digests_of(self.images).together,
-            count=len(self.images),
-            schedule=schedule_of(lbm, self.settings.timesteps),
-            probes=self.settings.probes_for(len(self.images)),
-            size=self.settings.size,
-            seed=self.settings.seed,
-            dense_up_to=self.settings.dense_up_to,
-            sketch_rank=self.settings.sketch_rank,
-            dtype=dtype_name(self.dtype),
-            conv_dense_up_to=self.settings.conv_dense_up_to,
-        )
 
 
 def plan_statistics(outputs: Outputs, path: Path) -> Outputs:

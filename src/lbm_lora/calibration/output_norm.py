@@ -18,7 +18,7 @@ from lbm_lora.fidelity.network_trial import NetworkTrial
 from lbm_lora.fidelity.trial import LoraTrial
 from lbm_lora.naming import ModuleName, weight_of
 from lbm_lora.progress import Progress, warn
-from lbm_lora.ranks import OutputNorm, Trial, WeightsOf
+from lbm_lora.ranks import OutputNorm, Trial
 
 
 def output_norm(
@@ -38,9 +38,6 @@ def output_norm(
     Args:
         is_checked: also try LoRAs at the checks of the statistics.
         network: the tuned network and what runs it, if it is not an LBM.
-
-    Raises:
-        CheckpointError: the statistics are of another model, or lack a module.
     """
     tuned = plan.pairing.tuned
     if statistics.origin.tuned != fingerprint(tuned).digest:
@@ -68,10 +65,9 @@ def output_norm(
             progress=progress,
         )
 
-    def shrunk(ridge: float) -> WeightsOf:
-        return partial(statistics.shrunk, ridge=ridge)
-
-    return replace(_norm(statistics, path), open_trial=open_trial, shrunk=shrunk)
+    return replace(
+        _norm(statistics, path), open_trial=open_trial, shrunk=lambda ridge: partial(statistics.shrunk, ridge=ridge)
+    )
 
 
 def _norm(statistics: Statistics, path: Path) -> OutputNorm:
@@ -109,9 +105,6 @@ def lora_norm(statistics: Statistics, adapter: Adapter, modules: Collection[Modu
         modules: modules that must have been measured.
 
     A LoRA that does not record its tuned model gives a warning, since it cannot be checked.
-
-    Raises:
-        CheckpointError: the statistics are of another model than the LoRA's, or lack a module.
     """
     tuned = adapter.metadata.tuned_fingerprint
     if not tuned:

@@ -55,10 +55,6 @@ def unpack_moment(keys: Mapping[str, TensorSpec], read: Callable[[str], Tensor],
 
     Args:
         keys: the specs of the moment's tensors, by the last part of their keys.
-
-    Raises:
-        KeyError: a tensor is missing.
-        ValueError: a tensor has the wrong shape, or a value is out of range.
     """
 
     def checked(key: str, *shape: int, has_columns: bool = False) -> Tensor:

@@ -1,8 +1,9 @@
 """Settings and results of a calibration: what an error in a layer's matrix costs in the network's output."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -108,6 +109,27 @@ class Origin:
     dtype: str
     conv_dense_up_to: int = 0
     around: str = ""
+
+
+Name = TypeVar("Name", ModuleName, ParamName)
+
+
+class LazyMoments(Mapping[Name, Moment]):
+    """Moments by name, each computed or read on access: all at once would take too much memory."""
+
+    def __init__(self, names: Collection[Name], moment_of: Callable[[Name], Moment]) -> None:
+        self._names, self._moment_of = names, moment_of
+
+    def __getitem__(self, name: Name) -> Moment:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._moment_of(name)
+
+    def __iter__(self) -> Iterator[Name]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

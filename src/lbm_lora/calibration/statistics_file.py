@@ -7,11 +7,10 @@ moments, stored by their upper triangle or by diagonal and factor, and no vector
 
 import json
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from torch import Tensor
 from lbm_lora.blocks import is_finite
 from lbm_lora.calibration.layers import CalledLayer
 from lbm_lora.calibration.packing import DIAGONAL, NORMS, pack_moment, packed_specs, unpack_moment
-from lbm_lora.calibration.statistics import Origin, Statistics
+from lbm_lora.calibration.statistics import LazyMoments, Name, Origin, Statistics
 from lbm_lora.checkpoint import STATISTICS_KEY, Checkpoint, SafetensorsWriter, TensorSpec, kind_of, open_checkpoint
 from lbm_lora.errors import CheckpointError
 from lbm_lora.factorize import Moment
@@ -58,11 +57,7 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
 
 
 def load_statistics(path: Path | str) -> Statistics:
-    """Open a file of statistics; each moment is read on access.
-
-    Raises:
-        CheckpointError: the file cannot be read, or does not hold statistics of this format.
-    """
+    """Open a file of statistics; each moment is read on access."""
     file = open_checkpoint(path)
     found = file.metadata.get(STATISTICS_KEY)
     if found not in _READ:
@@ -81,9 +76,9 @@ def load_statistics(path: Path | str) -> Statistics:
         schedule = tuple((timestep, probability) for timestep, probability in facts["origin"].pop("schedule"))
         return Statistics(
             layers=layers,
-            inputs=_StoredMoments(file, specs, "inputs", _input_widths(layers, specs)),
-            outputs=_StoredMoments(file, specs, "outputs", {name: layer.shape[0] for name, layer in layers.items()}),
-            vectors=_StoredMoments(file, specs, "vectors", vectors),
+            inputs=_moments_in(file, specs, "inputs", _input_widths(layers, specs)),
+            outputs=_moments_in(file, specs, "outputs", {name: layer.shape[0] for name, layer in layers.items()}),
+            vectors=_moments_in(file, specs, "vectors", vectors),
             gradients={ModuleName(name): gradient for name, (_, _, gradient) in rows.items()},
             output_values=facts["output_values"],
             output_energy=facts["output_energy"],
@@ -144,29 +139,16 @@ def _finite(file: Checkpoint, key: str) -> Tensor:
 
 _Specs = dict[str, dict[str, TensorSpec]]
 
-Name = TypeVar("Name", ModuleName, ParamName)
 
-
-class _StoredMoments(Mapping[Name, Moment]):
-    """Moments of one side in a file, by name, with the width of each."""
-
-    def __init__(self, file: Checkpoint, specs: _Specs, side: str, widths: Mapping[Name, int]) -> None:
-        self._file, self._specs, self._side, self._widths = file, specs, side, widths
-
-    def __getitem__(self, name: Name) -> Moment:
-        prefix, width = f"{self._side}.{name}", self._widths[name]
+def _moments_in(file: Checkpoint, specs: _Specs, side: str, widths: Mapping[Name, int]) -> Mapping[Name, Moment]:
+    def moment_of(name: Name) -> Moment:
+        prefix = f"{side}.{name}"
         try:
-            return unpack_moment(self._specs[prefix], lambda part: _finite(self._file, f"{prefix}.{part}"), width)
+            return unpack_moment(specs[prefix], lambda part: _finite(file, f"{prefix}.{part}"), widths[name])
         except (KeyError, ValueError) as error:
-            raise CheckpointError(
-                f"{self._file.path}: {prefix} is malformed: {error!r}. Create the file again."
-            ) from None
+            raise CheckpointError(f"{file.path}: {prefix} is malformed: {error!r}. Create the file again.") from None
 
-    def __iter__(self) -> Iterator[Name]:
-        return iter(self._widths)
-
-    def __len__(self) -> int:
-        return len(self._widths)
+    return LazyMoments(widths, moment_of)
 
 
 def _input_widths(layers: Mapping[ModuleName, CalledLayer], specs: _Specs) -> dict[ModuleName, int]:
@@ -181,16 +163,14 @@ def _input_widths(layers: Mapping[ModuleName, CalledLayer], specs: _Specs) -> di
 
 
 def _by_prefix(file: Checkpoint) -> _Specs:
-    """Return the specs of a file's tensors by the start and the last part of their keys."""
-    found: _Specs = defaultdict(dict)
+    found: _Specs = {}
     for key, spec in file.specs.items():
         prefix, _, part = key.rpartition(".")
-        found[prefix][part] = spec
-    return dict(found)
+        found.setdefault(prefix, {})[part] = spec
+    return found
 
 
 def _moments(statistics: Statistics) -> Iterator[tuple[str, Moment]]:
-    """Yield each moment with the start of its keys."""
     yield from ((f"inputs.{name}", moment) for name, moment in statistics.inputs.items())
     yield from ((f"outputs.{name}", moment) for name, moment in statistics.outputs.items())
     yield from ((f"vectors.{name}", moment) for name, moment in statistics.vectors.items())

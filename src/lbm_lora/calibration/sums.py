@@ -6,21 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lbm_lora.calibration.layers import CalledLayer, vectors
-from lbm_lora.calibration.statistics import Origin
+from lbm_lora.calibration.statistics import Name, Origin
 from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, open_checkpoint
 from lbm_lora.configs.values import VECTOR_DENSE_UP_TO, VECTOR_SKETCH_RANK
 from lbm_lora.errors import ConfigError, Option
 from lbm_lora.factorize import MomentAccumulator
-from lbm_lora.files import is_ours
 from lbm_lora.naming import ModuleName, ParamName
-
-Name = TypeVar("Name", ModuleName, ParamName)
 
 _TOTALS = "totals"
 _GRADIENTS = "gradients"
@@ -111,12 +107,7 @@ class PartialFile:
         self.path = output.with_name(f"{output.stem}.partial.safetensors")
 
     def load(self, origin: Origin, device: torch.device) -> Sums | None:
-        """Return the saved sums of a run with the same origin; None if there are none, or if they may be replaced.
-
-        Raises:
-            CheckpointError: the file is damaged.
-            ConfigError: it holds the sums of another run, which may have taken hours.
-        """
+        """Return the saved sums of a run with the same origin; None if there are none, or if they may be replaced."""
         if not self.path.exists():
             return None
         with open_checkpoint(self.path) as file:
@@ -141,8 +132,6 @@ class PartialFile:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
-
-    is_one = staticmethod(is_ours)
 
 
 def _identity(origin: Origin) -> str:

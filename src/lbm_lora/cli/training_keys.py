@@ -10,11 +10,16 @@ from lbm_lora.cli.arguments import grouped, unknown_flag
 from lbm_lora.cli.flags import Bounds, Flag, taken_apart
 from lbm_lora.errors import ConfigError
 from lbm_lora.text import TextError, parse_yaml
-from lbm_lora.training.settings.data_keys import DataSettings
-from lbm_lora.training.settings.learning_keys import ObjectiveSettings, OptimizerSettings
-from lbm_lora.training.settings.model_keys import ModelSettings
-from lbm_lora.training.settings.train_config import LIST_KEYS, RunSettings, TrainConfig
-from lbm_lora.training.settings.training_file import COMMAND_LINE, ELSEWHERE, LARGEST, docstrings, yaml_value
+from lbm_lora.training.settings import (
+    LIST_KEYS,
+    DataSettings,
+    ModelSettings,
+    ObjectiveSettings,
+    OptimizerSettings,
+    RunSettings,
+    TrainConfig,
+)
+from lbm_lora.training.training_file import COMMAND_LINE, ELSEWHERE, LARGEST, docstrings, yaml_value
 
 SECTIONS = {
     "keys of the training file: the pairs": DataSettings,

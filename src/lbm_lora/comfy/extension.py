@@ -33,12 +33,13 @@ _BLOCKS = (
 _PREFIX = "Folder and beginning of the file name, in ComfyUI's output folder. A number follows."
 
 
-def _schema(name: str, title: str, description: str, inputs: list[Any], *outputs: Any, writes: bool = False) -> Any:
+def _schema(node: type[io.ComfyNode], title: str, inputs: list[Any], *outputs: Any, writes: bool = False) -> Any:
+    """The schema of a node, whose docstring is its description."""
     return io.Schema(
-        node_id=f"LbmLora{name}",
+        node_id=f"LbmLora{node.__name__}",
         display_name=title,
         category="LBM",
-        description=description,
+        description=" ".join((node.__doc__ or "").split()),
         inputs=inputs,
         outputs=list(outputs),
         is_output_node=writes,
@@ -109,15 +110,15 @@ class _ReadsFiles(io.ComfyNode):
 
 
 class LoadModel(_ReadsFiles):
-    """An LBM checkpoint as MODEL and VAE."""
+    """Load an LBM (Latent Bridge Matching) checkpoint as a MODEL and its VAE. ComfyUI's own LoRA loaders work on the
+    MODEL with LoRAs in the format comfyui.
+    """
 
     @classmethod
     def define_schema(cls) -> Any:
         return _schema(
-            "LoadModel",
+            cls,
             "Load LBM Model",
-            "Load an LBM (Latent Bridge Matching) checkpoint as a MODEL and its VAE. ComfyUI's own LoRA "
-            "loaders work on the MODEL with LoRAs in the format comfyui.",
             [
                 _checkpoint("checkpoint", "An LBM checkpoint in models/diffusion_models: a base, or a tuned one."),
                 _choice(
@@ -140,14 +141,13 @@ class LoadModel(_ReadsFiles):
 
 
 class LoadLora(_ReadsFiles):
-    """A LoRA file onto a model."""
+    """Apply a LoRA file of any format that lbm-lora reads to an LBM. Chain nodes to apply several."""
 
     @classmethod
     def define_schema(cls) -> Any:
         return _schema(
-            "LoadLora",
+            cls,
             "Load LBM LoRA",
-            "Apply a LoRA file of any format that lbm-lora reads to an LBM. Chain nodes to apply several.",
             [_model(), _lora_file(), _strength(), _text("blocks", "", _BLOCKS)],
             _SAME_MODEL.Output(display_name="MODEL"),
         )
@@ -158,15 +158,14 @@ class LoadLora(_ReadsFiles):
 
 
 class ApplyLora(io.ComfyNode):
-    """A LoRA that other nodes made onto a model."""
+    """Apply a LoRA from another node to an LBM, for example to try it before you save it."""
 
     @classmethod
     def define_schema(cls) -> Any:
         lora = _LORA.Input("lora", tooltip="A LoRA from Extract, Merge, Resize or Open.")
         return _schema(
-            "ApplyLora",
+            cls,
             "Apply LBM LoRA",
-            "Apply a LoRA from another node to an LBM, for example to try it before you save it.",
             [_model(), lora, _strength(), _text("blocks", "", _BLOCKS)],
             _SAME_MODEL.Output(display_name="MODEL"),
         )
@@ -177,15 +176,15 @@ class ApplyLora(io.ComfyNode):
 
 
 class Translate(io.ComfyNode):
-    """Images through an LBM."""
+    """Translate every image of a batch with an LBM: relight it, or whatever the model was trained for. Results keep
+    the size of their images.
+    """
 
     @classmethod
     def define_schema(cls) -> Any:
         return _schema(
-            "Translate",
+            cls,
             "LBM Translate (Relight)",
-            "Translate every image of a batch with an LBM: relight it, or whatever the model was trained "
-            "for. Results keep the size of their images.",
             [
                 io.Model.Input("model", tooltip="An LBM from Load LBM Model, with or without LoRAs."),
                 io.Vae.Input("vae", tooltip="The VAE of Load LBM Model."),
@@ -263,14 +262,13 @@ _EXTRACT = {
 
 
 class Extract(_ReadsFiles):
-    """Two checkpoints to a LoRA."""
+    """Extract a LoRA: the change from a base to a fine-tuned checkpoint."""
 
     @classmethod
     def define_schema(cls) -> Any:
         return _schema(
-            "Extract",
+            cls,
             "Extract LBM LoRA",
-            "Extract a LoRA: the change from a base to a fine-tuned checkpoint.",
             [
                 _checkpoint("base", "The checkpoint that the tuned one started from."),
                 _checkpoint("tuned", "The fine-tuned checkpoint."),
@@ -305,15 +303,15 @@ class Extract(_ReadsFiles):
 
 
 class Calibrate(_ReadsFiles):
-    """A tuned checkpoint and images to statistics."""
+    """Measure on images which errors a tuned model's output is sensitive to. Link the path to calibration of
+    Extract.
+    """
 
     @classmethod
     def define_schema(cls) -> Any:
         return _schema(
-            "Calibrate",
+            cls,
             "Calibrate LBM",
-            "Measure on images which errors a tuned model's output is sensitive to. Link the "
-            "path to calibration of Extract.",
             [
                 _checkpoint("tuned", "The fine-tuned checkpoint to measure."),
                 io.Image.Input("images", tooltip="Source images of the kind that the model is used on."),
@@ -339,15 +337,15 @@ class Calibrate(_ReadsFiles):
 
 
 class Validate(_ReadsFiles):
-    """A LoRA against its tuned checkpoint."""
+    """Measure how well base + LoRA reproduces the tuned checkpoint. Link the summary to Preview as Text, and the
+    heat map of relative errors by block and layer to Preview Image.
+    """
 
     @classmethod
     def define_schema(cls) -> Any:
         return _schema(
-            "Validate",
+            cls,
             "Validate LBM LoRA",
-            "Measure how well base + LoRA reproduces the tuned checkpoint. Link the summary to "
-            "Preview as Text, and the heat map of relative errors by block and layer to Preview Image.",
             [
                 _checkpoint("base", "The checkpoint that the LoRA was made for."),
                 _checkpoint("tuned", "The fine-tuned checkpoint."),
@@ -379,15 +377,15 @@ class Validate(_ReadsFiles):
 
 
 class Fuse(_ReadsFiles):
-    """A LoRA into a checkpoint."""
+    """Add a LoRA to a checkpoint's weights and write the result. What is saved in diffusion_models/ is listed by
+    Load LBM Model.
+    """
 
     @classmethod
     def define_schema(cls) -> Any:
         return _schema(
-            "Fuse",
+            cls,
             "Fuse LBM LoRA",
-            "Add a LoRA to a checkpoint's weights and write the result. What is saved in "
-            "diffusion_models/ is listed by Load LBM Model.",
             [
                 _checkpoint("checkpoint", "The checkpoint that the LoRA was made for."),
                 _lora_file(),
@@ -408,14 +406,13 @@ class Fuse(_ReadsFiles):
 
 
 class OpenLora(_ReadsFiles):
-    """A LoRA file as a value."""
+    """Open a LoRA file to merge it, resize it, or save it in another format."""
 
     @classmethod
     def define_schema(cls) -> Any:
         return _schema(
-            "OpenLora",
+            cls,
             "Open LBM LoRA",
-            "Open a LoRA file to merge it, resize it, or save it in another format.",
             [_lora_file()],
             _LORA.Output(display_name="LBM_LORA"),
         )
@@ -427,14 +424,13 @@ class OpenLora(_ReadsFiles):
 
 
 class Merge(io.ComfyNode):
-    """Two LoRAs to one."""
+    """Merge two LoRAs into one that does what both do together. Chain nodes to merge more."""
 
     @classmethod
     def define_schema(cls) -> Any:
         return _schema(
-            "Merge",
+            cls,
             "Merge LBM LoRAs",
-            "Merge two LoRAs into one that does what both do together. Chain nodes to merge more.",
             [
                 _LORA.Input("lora", tooltip="The first LoRA."),
                 _LORA.Input("lora2", tooltip="The second LoRA."),
@@ -461,14 +457,13 @@ class Merge(io.ComfyNode):
 
 
 class Resize(io.ComfyNode):
-    """A LoRA to other ranks."""
+    """Give a LoRA a lower rank or a smaller file. It needs no checkpoint."""
 
     @classmethod
     def define_schema(cls) -> Any:
         return _schema(
-            "Resize",
+            cls,
             "Resize LBM LoRA",
-            "Give a LoRA a lower rank or a smaller file. It needs no checkpoint.",
             [
                 _LORA.Input("lora", tooltip="The LoRA to resize."),
                 _rank("rank", 16, "Rank of linear layers. Convolutions get half of it."),
@@ -485,15 +480,15 @@ class Resize(io.ComfyNode):
 
 
 class Save(io.ComfyNode):
-    """A LoRA to a file."""
+    """Write a LoRA to ComfyUI's output folder, for lbm-lora or another program. What is saved in loras/ is listed by
+    the LoRA loaders.
+    """
 
     @classmethod
     def define_schema(cls) -> Any:
         return _schema(
-            "Save",
+            cls,
             "Save LBM LoRA",
-            "Write a LoRA to ComfyUI's output folder, for lbm-lora or another program. What is saved in "
-            "loras/ is listed by the LoRA loaders.",
             [
                 _LORA.Input("lora", tooltip="The LoRA to save."),
                 _text("filename_prefix", "loras/lbm", _PREFIX),

@@ -1,1 +1,1 @@
-"""The options of each verb: one frozen config per verb. Imports no torch, so that `--help` is quick."""
+"""Words and numbers that options and the code share. Imports no torch, so that `--help` is quick."""

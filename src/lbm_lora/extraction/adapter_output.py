@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 import yaml
@@ -28,11 +29,9 @@ from lbm_lora.errors import CheckpointError
 from lbm_lora.extraction.passes import Pass
 from lbm_lora.extraction.plan import Plan
 from lbm_lora.factorize import PACKED, has_matrix_view
-from lbm_lora.files import MARK, is_ours, write_text
+from lbm_lora.files import MARK, write_text
 from lbm_lora.naming import ModuleName, ParamName, leaf_of
 from lbm_lora.progress import Progress
-
-is_sidecar = is_ours
 
 _PACKED_ROOM = 2048  # bytes for values that are known after the last tensor, of a packed file, and for its two entries
 _PACKED_DIGITS = 8  # digits per base tensor in the fingerprint
@@ -74,10 +73,6 @@ def store_adapters(
 
     Returns:
         The ledger of each output as it is stored, and the adapter if it is kept in memory.
-
-    Raises:
-        CheckpointError: there is nothing to store.
-        TooManyBytesError: a packed file exceeds its limit; no file is written.
     """
     progress.start(len(extraction), "extracting")
     with ExitStack() as stack:
@@ -89,10 +84,18 @@ def store_adapters(
                 f"{plan.pairing.tuned.path} has no change from {plan.pairing.base.path} that can be stored: "
                 f"{counts}. Are base and tuned the same file?"
             )
-        _check_sizes(outputs, stores)
+        for index, (output, store) in enumerate(zip(outputs, stores, strict=True)):
+            if output.most_data is not None:
+                assert isinstance(store, AdapterBuilder)
+                tensors = store.encoded() if isinstance(store, PackedWriter) else encode_packed(store.adapter())
+                if tensors[DATA].nbytes > output.most_data:
+                    raise TooManyBytesError(index, tensors[DATA].nbytes)
         for store, output, ledger in zip(stores, outputs, ledgers, strict=True):
             store.metadata = _metadata(output, ledger, *extraction.fingerprints())
-    adapters = [store.adapter() if isinstance(store, AdapterBuilder) else None for store in stores]
+    adapters = [
+        None if output.path else cast(AdapterBuilder, store).adapter()
+        for output, store in zip(outputs, stores, strict=True)
+    ]
     return list(zip(ledgers, adapters, strict=True))
 
 
@@ -129,10 +132,7 @@ def sidecar_of(adapter: Path) -> Path:
     return adapter.with_name(f"{adapter.stem}_config.yaml")
 
 
-_Store = AdapterWriter | PackedWriter | AdapterBuilder
-
-
-def _store(output: AdapterOutput, plan: Plan, dtype: torch.dtype, stack: ExitStack) -> _Store:
+def _store(output: AdapterOutput, plan: Plan, dtype: torch.dtype, stack: ExitStack) -> AdapterWriter | AdapterBuilder:
     prefix, room = plan.pairing.tuned.prefix, _room(output.settings, plan)
     if output.path is None:
         return AdapterBuilder(prefix, dtype, room)
@@ -140,16 +140,6 @@ def _store(output: AdapterOutput, plan: Plan, dtype: torch.dtype, stack: ExitSta
         return stack.enter_context(PackedWriter(output.path, prefix, room))
     writer = AdapterWriter(output.path, prefix, dtype, output.shapes, output.ranks, output.dense, room)
     return stack.enter_context(writer)
-
-
-def _check_sizes(outputs: Sequence[AdapterOutput], stores: Sequence[_Store]) -> None:
-    for index, (output, store) in enumerate(zip(outputs, stores, strict=True)):
-        if output.most_data is None:
-            continue
-        assert not isinstance(store, AdapterWriter)
-        tensors = store.encoded() if isinstance(store, PackedWriter) else encode_packed(store.adapter())
-        if tensors[DATA].nbytes > output.most_data:
-            raise TooManyBytesError(index, tensors[DATA].nbytes)
 
 
 def _room(settings: Mapping[str, object], plan: Plan) -> AdapterMetadata:

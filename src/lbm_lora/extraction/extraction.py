@@ -13,7 +13,7 @@ from lbm_lora.extraction.plan import Plan
 from lbm_lora.extraction.selection import RankSelection, surveyed
 from lbm_lora.extraction.shrinkage import Shrinkage, shrunk_as_needed
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.ranks import ChosenRanks, FixedRanks, OutputNorm, Prediction, RankRule, SizeLimits
+from lbm_lora.ranks import ChosenRanks, FixedRanks, OutputNorm, Prediction, RankRule, SizeLimits, WidthAllocator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +51,6 @@ def extract_adapters(
     Args:
         paths: one file for each of `rule.names`; None for an adapter that is kept in memory.
         run_settings: settings recorded in the files' metadata, besides the rule.
-
-    Raises:
-        InputError: a subclass that fits the cause; no file is written.
     """
     facts = [{**run_settings, **rule.facts(index)} for index in range(len(paths))]
     if isinstance(rule, FixedRanks) and norm is None:
@@ -83,7 +80,8 @@ def extract_adapters(
                 stored = store_adapters(outputs, second, selection.plan, settings.dtype, progress)
                 break
             except TooManyBytesError as error:
-                selection.expect(found[error.index].choice, error.nbytes)
+                assert isinstance(selection.allocator, WidthAllocator)
+                selection.allocator.expect(found[error.index].choice, error.nbytes)
                 found = selection.choose(rule, trial)
         return [
             ExtractedAdapter(
@@ -107,7 +105,6 @@ def _directly(
     facts: Sequence[Mapping[str, object]],
     progress: Progress,
 ) -> list[ExtractedAdapter]:
-    """Write adapters of given ranks with the least weight error, in one pass."""
     plans = [plan.with_ranks(ranks) for ranks in rule.ranks]
     outputs = [
         AdapterOutput(

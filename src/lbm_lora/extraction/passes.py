@@ -146,7 +146,6 @@ class SurveyedPass(Pass):
         return tuple(self._matrix(item, delta, choice, weights, whitening) for choice in self._choices)
 
     def _vector(self, item: PlanItem, delta: Delta, width: int) -> Outcome:
-        """Return the outcome of a delta that is stored dense in a packed file, or not at all."""
         if width == 0:
             return left_out(item, NOT_WORTH, delta.measure)
         moment = self._norm.vector_moment_of(item.name) if self._norm else None
@@ -171,7 +170,6 @@ class SurveyedPass(Pass):
         return low_rank(item, delta, Factors(factors.up.contiguous(), factors.down.contiguous()))
 
     def _rounded(self, item: PlanItem, choice: Choice, weights: Weights, whitening: Whitening) -> tuple[Factors, Grid]:
-        """Return a matrix's factors in a packed file."""
         vectors = stored_vectors(self._vectors, item.name)
         counts = packed_factors(vectors, choice.widths[item.name], whitening, weights)
         return counts.factors(), counts.grid

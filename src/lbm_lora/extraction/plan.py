@@ -100,10 +100,6 @@ def plan_extraction(
         include: patterns; if given, every other tensor is excluded.
         exclude: patterns; they take precedence over `include`.
         keep_dense: whether to store deltas without a matrix view (biases, norms).
-
-    Raises:
-        PatternError: a pattern matches nothing.
-        PairingError: names or shapes of the remaining tensors differ, or no tensor remains.
     """
     names = list(dict.fromkeys([*tuned, *base]))
     reasons = left_out(names, include=include, exclude=exclude, prefix=tuned.prefix)

@@ -60,11 +60,6 @@ class RankSelection:
         """Return a choice for each adapter of the rule; see `Chooser.choose`."""
         return self.chooser.choose(rule, trial)
 
-    def expect(self, choice: Choice, data_bytes: int) -> None:
-        """Expect more bytes of further choices; see `WidthAllocator.expect`."""
-        assert isinstance(self.allocator, WidthAllocator)
-        self.allocator.expect(choice, data_bytes)
-
     def carried_out(self, choices: Sequence[Choice]) -> Pass:
         """Return the second pass for these choices."""
         for choice, kept in self._tried:

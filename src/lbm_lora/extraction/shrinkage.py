@@ -91,7 +91,6 @@ def shrunk_as_needed(
 
 
 def _at_size(selection: RankSelection, rule: RankRule, choice: Choice) -> Choice:
-    """Return the choice of another survey that has the ranks of a rule, or the size of a choice."""
     if isinstance(rule, FixedRanks):
         return selection.allocator.fixed(rule.ranks[0])
     return selection.allocator.within([choice.nbytes])[0]

@@ -5,7 +5,6 @@ from lbm_lora.factorize.budget import (
     Spectrum,
     WidthAllocation,
     WidthCosts,
-    allocate,
     allocate_error,
     allocate_widths,
     allocate_widths_for,

@@ -73,13 +73,8 @@ class Allocation:
     error_sq: float
 
 
-def allocate(spectra: Sequence[Spectrum], budget: int) -> Allocation:
-    """Return the choices with the least error that fit into `budget` bytes; nothing for every delta below 1 byte."""
-    return curve(spectra, [budget])[0]
-
-
 def curve(spectra: Sequence[Spectrum], budgets: Sequence[int]) -> list[Allocation]:
-    """Run `allocate` for many budgets at once."""
+    """Return the choices with the least error that fit into each budget of bytes; below 1 byte nothing fits."""
     steps = _steps(spectra)
     return [_allocation(spectra, steps, _within(steps, budget)) for budget in budgets]
 

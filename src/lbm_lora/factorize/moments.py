@@ -79,12 +79,6 @@ class Moment:
         diagonal, factor = self._low_rank()
         return low_rank_root(diagonal + added, factor, self.repeat)
 
-    def to(self, device: torch.device) -> "Moment":
-        dense, diagonal, factor = (
-            None if part is None else part.to(device) for part in (self.dense, self.diagonal, self.factor)
-        )
-        return Moment(dense, diagonal, factor, self.repeat)
-
     def _low_rank(self) -> tuple[Float[Tensor, " n"], Float[Tensor, "n k"]]:
         """Return diagonal and factor in fp64, for an M of that form or zero."""
         diagonal = self.variances() if self.diagonal is None else self.diagonal.double()

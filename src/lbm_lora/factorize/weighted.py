@@ -168,10 +168,15 @@ def weighted_factors(svd: WeightedSVD, dtype: torch.dtype, whitening: Whitening)
     heights = torch.linalg.vector_norm(svd.left, dim=0) * svd.values
     scale = torch.where((lengths > 0) & (heights > 0), (heights / lengths).sqrt(), torch.ones_like(lengths))
     down = rounded_down(scale[:, None] * svd.right, dtype)
-    rows = whitening.rows(down.float() / scale[:, None])
+    return stored_factors(_fitted(svd, down.float() / scale[:, None], whitening) / scale, down, dtype)
+
+
+def _fitted(svd: WeightedSVD, down: Float[Tensor, "rank columns"], whitening: Whitening) -> Float[Tensor, "out rank"]:
+    """Return the best `up` for a given `down`."""
+    rows = whitening.rows(down)
     products = rows @ whitening.rows(svd.right).mT
     inverse = torch.linalg.pinv(rows @ rows.mT, rtol=_CUTOFF, hermitian=True)
-    return stored_factors((svd.left * svd.values) @ (inverse @ products).mT / scale, down, dtype)
+    return (svd.left * svd.values) @ (inverse @ products).mT
 
 
 def packed_factors(svd: WeightedSVD, widths: Sequence[int], whitening: Whitening, weights: Weights) -> Counts:
@@ -190,9 +195,6 @@ def packed_factors(svd: WeightedSVD, widths: Sequence[int], whitening: Whitening
         for side in (weights.inputs, weights.outputs)
     )
     down, step = nearest(svd.right[kept], bits, variances=inputs, root=whitening.inputs)
-    rows = whitening.rows(down.float() * step[:, None])
-    products = rows @ whitening.rows(svd.right).mT
-    inverse = torch.linalg.pinv(rows @ rows.mT, rtol=_CUTOFF, hermitian=True)
-    fitted = (svd.left * svd.values) @ (inverse @ products).mT * step
+    fitted = _fitted(svd, down.float() * step[:, None], whitening) * step
     up, unit = nearest(fitted.mT, bits, variances=outputs, root=whitening.outputs)
     return Counts(up.mT, down, Grid(tuple(bits), unit))

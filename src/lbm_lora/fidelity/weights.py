@@ -413,3 +413,9 @@ def names_in_order(names: Collection[str]) -> list[str]:
 def block_order(rows: Sequence[TensorResult]) -> list[str]:
     """The blocks of the rows, in the order of `network_order`."""
     return list(dict.fromkeys(block_of(row.name) for row in network_order(rows)))
+
+
+def blocks_in_order(report: WeightReport) -> list[BlockResult]:
+    """The blocks of a report in the order of `network_order`."""
+    by_name = {block.block: block for block in report.blocks}
+    return [by_name[name] for name in block_order(report.rows) if name in by_name]

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
-from unicodedata import normalize
 from urllib.parse import urlparse
 
 import torch
@@ -63,11 +62,7 @@ class ShardKeys:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """Members to read and to write.
-
-    Attributes:
-        settings: what every image depends on; recorded in the folder with its first shard.
-    """
+    """Members to read and to write, and what every image depends on: recorded in the folder with its first shard."""
 
     keys: ShardKeys
     format: str
@@ -76,13 +71,9 @@ class ShardTask:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord:
-    """Record of an output shard.
+    """Record of an output shard: the digest of its source, its images, the samples that could not be used.
 
-    Attributes:
-        source: digest of the source shard.
-        images: number of its images.
-        skipped: samples that could not be used.
-        result: see `contents_of`; None in a record of an earlier version.
+    `result` is from `contents_of`; None in a record of an earlier version.
     """
 
     source: str
@@ -99,8 +90,7 @@ class ShardJob:
         name: name of the output; it precedes the keys of its samples in messages.
         source: a local, uncompressed file.
         digest: digest of the shard's members: names, positions, sizes, and both ends of their contents.
-        samples: all samples, usable or not.
-        skipped: unusable samples, as far as headers show them.
+        skipped: unusable ones of its samples, as far as headers tell.
         record: record of the output, if it is finished.
     """
 
@@ -140,11 +130,9 @@ def plan_shards(
         raise OutputError(f"{folder} receives shards, so it must be a folder.")
     shards = expand_shards(patterns)
     names = [_output_name(shard) for shard in shards]
-    # some disks do not tell cases apart, nor forms of a letter
-    folded = [normalize("NFC", name).casefold() for name in names]
-    twice = next((name for name, count in Counter(folded).items() if count > 1), None)
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice:
-        both = " and ".join(shard for shard, name in zip(shards, folded, strict=True) if name == twice)
+        both = " and ".join(shard for shard, name in zip(shards, names, strict=True) if name == twice)
         raise OutputError(f"{both} would all be written to {folder / twice}. Translate them into separate folders.")
     paths = local_shards(shards, cache_dir=cache_dir, allow_pipe=False, progress=progress)
     files.reads(*paths, *map(path_of, shards))  # of a compressed one, the unpacked copy and the given file
@@ -212,7 +200,6 @@ def check_corrupt(jobs: Sequence[ShardJob], skipped: Iterable[Skipped], max_corr
 
 
 def record_path(output: Path) -> Path:
-    """Return the path of an output shard's record."""
     return output.with_name(f"{output.name}.json")
 
 
@@ -234,7 +221,6 @@ def contents_of(path: Path) -> dict[str, int | str]:
 
 
 def write_record(record: ShardRecord, output: Path) -> None:
-    """Write the record of an output shard."""
     held = {
         "source": record.source,
         "pictures": record.images,
@@ -283,10 +269,8 @@ def translate_shard(
 ) -> ShardRecord:
     """Translate every image of a shard into members `KEY.output.png` of its output, which appears once all are done.
 
-    The same shard and settings give the same bytes.
-
-    Args:
-        take: called for every sample, with the sample if it is unusable. An exception from it drops the shard.
+    The same shard and settings give the same bytes. `take` is called for every sample, with the sample if it is
+    unusable; an exception from it drops the shard.
     """
     skipped: list[Skipped] = []
     images = 0

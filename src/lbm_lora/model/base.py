@@ -58,6 +58,7 @@ class BaseItem:
 
     @property
     def is_vae(self) -> bool:
+        """Whether it is a tensor of the VAE: part of the result's JSON too."""
         return self.key.startswith(VAE_PREFIX)
 
 
@@ -112,20 +113,6 @@ def plan_base(
             f"{listing(problems, limit=4)}. Does the configuration belong to this backbone?"
         )
     return tuple(items)
-
-
-def apply_item(item: BaseItem, tensor: torch.Tensor) -> torch.Tensor:
-    """Return the base's tensor for an item: a view of the given tensor, or a copy with zeros appended."""
-    if item.to_shape is None:
-        raise AssertionError(f"{item.key} is dropped and has no tensor")
-    for axis, size in enumerate(item.to_shape):
-        have = tensor.shape[axis]
-        if size < have:
-            tensor = tensor.narrow(axis, 0, size)
-        elif size > have:
-            zeros = tensor.new_zeros(*tensor.shape[:axis], size - have, *tensor.shape[axis + 1 :])
-            tensor = torch.cat((tensor, zeros), dim=axis)
-    return tensor
 
 
 def _resize(key: str, name: str, have: tuple[int, ...], want: tuple[int, ...]) -> BaseItem | None:
@@ -257,8 +244,16 @@ def write_base(
 def _make(backbone: Backbone, item: BaseItem, dtype: torch.dtype) -> torch.Tensor:
     if item.action == "added":
         return torch.zeros((), dtype=dtype)
-    source = backbone.vae if item.is_vae else backbone.unet
-    return apply_item(item, source.read(item.source)).to(dtype)
+    network = backbone.vae if item.is_vae else backbone.unet
+    tensor = network.read(item.source)
+    for axis, size in enumerate(item.to_shape or ()):
+        have = tensor.shape[axis]
+        if size < have:
+            tensor = tensor.narrow(axis, 0, size)
+        elif size > have:
+            zeros = tensor.new_zeros(*tensor.shape[:axis], size - have, *tensor.shape[axis + 1 :])
+            tensor = torch.cat((tensor, zeros), dim=axis)
+    return tensor.to(dtype)
 
 
 def _entries(config: LBMConfig, dtype: torch.dtype, source_config: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -202,7 +202,6 @@ def _is_exact_base(checkpoint: Checkpoint) -> bool:
 
 
 def _iterations(checkpoint: Checkpoint) -> float:
-    """What LBM's own counter says; 0 where there is none."""
     spec = checkpoint.specs.get(ITERATIONS_KEY)
     return float(checkpoint.read(ITERATIONS_KEY).float().max()) if spec is not None and spec.numel else 0.0
 

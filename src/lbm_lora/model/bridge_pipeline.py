@@ -192,8 +192,9 @@ class LatentBridgePipeline(DiffusionPipeline):
         for name in unknown:
             raise TypeError(f"{type(self).__name__} has no argument '{name}'. {self._elsewhere.get(name, '')}".rstrip())
         self._check(num_inference_steps, batch_size, output_type, callback_on_step_end_tensor_inputs)
-        _check_share("keep_detail", keep_detail)
-        _check_share("match_color", match_color)
+        for name, share in (("keep_detail", keep_detail), ("match_color", match_color)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {share:g}.")
         if size is not None:
             _check_whole("size", size)
         draws_of = self._generators(seed, generator)
@@ -258,7 +259,6 @@ class LatentBridgePipeline(DiffusionPipeline):
     def _generators(
         self, seed: int | None, generator: Generators | None
     ) -> Callable[[int], list[tuple[torch.Generator, torch.Generator]]]:
-        """Number of images -> the generators of each one's posterior and bridge noise."""
         if generator is None:
             number = 0 if seed is None else seed
             _check_whole("seed", number)
@@ -268,7 +268,8 @@ class LatentBridgePipeline(DiffusionPipeline):
             return lambda count: [(_generator(number ^ _POSTERIOR), _generator(number)) for _ in range(count)]
         if seed is not None:
             raise ValueError("seed and generator both decide the noise. Give one of them.")
-        if not all(isinstance(one, torch.Generator) for one in _listed(generator)):
+        given = cast(list[object], list(generator) if isinstance(generator, list | tuple) else [generator])
+        if not all(isinstance(one, torch.Generator) for one in given):
             raise TypeError(
                 f"generator must be a torch.Generator, or a list of them, got {generator!r}. A number is a seed=."
             )
@@ -327,7 +328,8 @@ class LatentBridgePipeline(DiffusionPipeline):
         for name, part in {"": self, **self.components}.items():
             home = getattr(part, "config", {}).get("_name_or_path")
             # a network has the folder of its model as its home if it was loaded from there with `subfolder`
-            if home and any(_is_same(place, Path(home)) for place in (folder / name, folder)):
+            places = [place for place in (folder / name, folder) if place.exists()]
+            if home and Path(home).exists() and any(place.samefile(home) for place in places):
                 raise FileExistsError(
                     f"{folder} is the model that this pipeline was loaded from, and would be overwritten. Choose "
                     "another folder."
@@ -338,10 +340,6 @@ class LatentBridgePipeline(DiffusionPipeline):
         for name in (_PROGRAM, "model_index.json", *self.components):
             if (folder / name).exists():
                 raise FileExistsError(f"{folder / name} exists, and is that of another model. Choose another folder.")
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    return one.exists() and other.exists() and one.samefile(other)
 
 
 def _move_into(folder: Path, made: Path) -> None:
@@ -363,15 +361,6 @@ def _move_into(folder: Path, made: Path) -> None:
 def _check_whole(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number, got {value!r}.")
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be between 0 and 1, got {value:g}.")
-
-
-def _listed(value: object) -> list[object]:
-    return list(cast(Sequence[object], value)) if isinstance(value, list | tuple) else [value]
 
 
 def pixels_per_latent(vae: AutoencoderKL) -> int:
@@ -685,14 +674,18 @@ def _as_output(
             result = _resized(_to_pil(target), _size_of(image))
             if keep_detail or match_color:
                 result = _to_pil(adjusted(_unit(result), image) * 2 - 1)
-            results.append(_pasted(result, image, mask))
+            if mask is not None:
+                source = image if isinstance(image, PIL.Image.Image) else _to_pil(image * 2 - 1)
+                result = PIL.Image.composite(result, source, mask)
+            results.append(result)
         return results
-    values = torch.stack(
-        [
-            _blended(adjusted(_stretched((target + 1) / 2, _size_of(image)), image), image, mask)
-            for target, image, mask in made
-        ]
-    )
+    stretched: list[Tensor] = []
+    for target, image, mask in made:
+        result = adjusted(_stretched((target + 1) / 2, _size_of(image)), image)
+        if mask is not None:
+            result = _unit(image).lerp(result, torch.from_numpy(np.array(mask, dtype=np.float32)) / 255)
+        stretched.append(result)
+    values = torch.stack(stretched)
     return values if kind == "pt" else values.permute(0, 2, 3, 1).numpy()
 
 
@@ -736,21 +729,7 @@ def _blurred(plane: Tensor, radius: float) -> Tensor:
 
 
 def _unit(image: Image) -> Tensor:
-    """An image as values in [0, 1]: [3, height, width]."""
     return image if isinstance(image, Tensor) else (_values(image, image.size) + 1) / 2
-
-
-def _pasted(result: PIL.Image.Image, image: Image, mask: PIL.Image.Image | None) -> PIL.Image.Image:
-    if mask is None:
-        return result
-    source = image if isinstance(image, PIL.Image.Image) else _to_pil(image * 2 - 1)
-    return PIL.Image.composite(result, source, mask)
-
-
-def _blended(result: Tensor, image: Image, mask: PIL.Image.Image | None) -> Tensor:
-    if mask is None:
-        return result
-    return _unit(image).lerp(result, torch.from_numpy(np.array(mask, dtype=np.float32)) / 255)
 
 
 def _to_pil(values: Tensor) -> PIL.Image.Image:
@@ -771,7 +750,6 @@ def _stretched(values: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _batches(buckets: Sequence[tuple[int, int]], batch_size: int) -> Iterator[list[int]]:
-    """Indices of neighbours with one bucket, at most `batch_size` together."""
     for _, group in groupby(range(len(buckets)), key=lambda index: buckets[index]):
         indices = list(group)
         yield from (indices[start : start + batch_size] for start in range(0, len(indices), batch_size))

@@ -58,7 +58,6 @@ class LoraState:
         return [ScaledAdapter(self.loaded[name], self._by_param(name)) for name in self.scales]
 
     def _by_param(self, name: str) -> dict[ParamName, float]:
-        """The scale of each parameter of a LoRA, times the factors."""
         adapter = self.loaded[name]
         scales, *factors = [ScaledAdapter(adapter, scale).scales for scale in (self.scales[name], *self.factors)]
         return {param: scale * math.prod(each[param] for each in factors) for param, scale in scales.items()}

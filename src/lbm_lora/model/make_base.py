@@ -46,11 +46,7 @@ class BaseRecipe:
 
     @property
     def paths(self) -> tuple[Path, Path, Path]:
-        """The `.safetensors` and `.ckpt` files of the base, and its ledger.
-
-        Raises:
-            OutputError: the path has another suffix.
-        """
+        """The `.safetensors` and `.ckpt` files of the base, and its ledger."""
         named, twin = twin_paths(self.save_path)
         return named, twin, named.with_name(f"{named.stem}_ledger.json")
 
@@ -65,11 +61,7 @@ class BaseRecipe:
         return outputs.writes(ledger, "the ledger")
 
     def make(self, progress: Progress = SILENT) -> BaseResult:
-        """Make the base: a `.safetensors` file, its `.ckpt` twin and a ledger.
-
-        Raises:
-            InputError: invalid input of any kind, before anything is written; see `lbm_lora.errors`.
-        """
+        """Make the base: a `.safetensors` file, its `.ckpt` twin and a ledger."""
         lbm = self.config
         self.outputs().check()
         if self.tuned is not None:
@@ -85,15 +77,12 @@ class BaseRecipe:
             *_, ledger = self.paths
             rows = [asdict(item) for item in base.ledger]
             write_text(ledger, json.dumps({MARK_KEY: _LEDGER, "tensors": rows}, indent=1) + "\n")
-            baseline = self._baseline(base.safetensors, progress)  # an older base stays if this fails
+            baseline = None
+            if self.tuned is not None:  # an older base stays if this fails
+                with open_checkpoint(current(base.safetensors)) as one, open_checkpoint(self.tuned) as other:
+                    one.path = base.safetensors  # messages name the base, which is not there yet
+                    baseline = compare_base(one.component(), other.component(), progress=progress)
         return BaseResult(base=base, baseline=baseline, ledger_file=ledger)
-
-    def _baseline(self, base: Path, progress: Progress) -> BaselineReport | None:
-        if self.tuned is None:
-            return None
-        with open_checkpoint(current(base)) as one, open_checkpoint(self.tuned) as other:
-            one.path = base  # messages name the base, which is not there yet
-            return compare_base(one.component(), other.component(), progress=progress)
 
 
 def missing_base(
@@ -109,10 +98,6 @@ def missing_base(
     Args:
         is_made: make it also without a given backbone, from the configuration's or the default one.
         overwrite: whether files next to `path` that are not ours may be replaced.
-
-    Raises:
-        CheckpointError: the given backbone names nothing, also where the base exists and needs none.
-        OutputError: the base's twin would replace a file.
     """
     if backbone_signature is not None:
         find_backbone(backbone_signature)

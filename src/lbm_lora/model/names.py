@@ -43,14 +43,9 @@ def empty_vae(config: Mapping[str, Any]) -> AutoencoderKL:
     return _empty(AutoencoderKL, config, "vae")
 
 
-def denoiser_shapes(config: Mapping[str, Any]) -> Shapes:
-    """Return names (without `denoiser.`) and shapes of the UNet of a diffusers configuration."""
-    return shapes_of(empty_unet(config))
-
-
 def checkpoint_shapes(config: LBMConfig) -> Shapes:
     """Return keys and shapes of a complete LBM checkpoint: denoiser, VAE and `num_iterations`."""
-    denoiser = {DENOISER_PREFIX + name: shape for name, shape in denoiser_shapes(config.unet_config).items()}
+    denoiser = {DENOISER_PREFIX + name: shape for name, shape in shapes_of(empty_unet(config.unet_config)).items()}
     vae = {VAE_PREFIX + name: shape for name, shape in shapes_of(empty_vae(config.vae_config)).items()}
     return denoiser | vae | {ITERATIONS_KEY: ()}
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import xxhash
 
-from lbm_lora.checkpoint import Checkpoint, TensorSpec, fingerprint
+from lbm_lora.checkpoint import Checkpoint, fingerprint
 from lbm_lora.errors import ConfigError, Option
 from lbm_lora.files import is_ours
 from lbm_lora.model.config import LBMConfig, parse_config, read_config, read_yaml
@@ -155,7 +155,10 @@ def _repeats(own: LBMConfig, config_path: Path) -> bool:
 def _missing(checkpoint: Checkpoint, sections: list[str], beside: Path | None, config_path: Path | None) -> ConfigError:
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     names = " and ".join(f"`{name}`" for name in sections)
-    shapes = "those of Stable Diffusion 1.5" if _is_sd15(checkpoint.specs) else "not those of the real LBM"
+    # SD 1.5 has four levels of width 320 to 1280, with attention on all but the last
+    deep = checkpoint.specs.get(f"{DENOISER_PREFIX}down_blocks.3.resnets.0.conv1.weight")
+    is_sd15 = deep is not None and deep.shape == (1280, 1280, 3, 3)
+    shapes = "those of Stable Diffusion 1.5" if is_sd15 else "not those of the real LBM"
     return ConfigError(
         f"{checkpoint.path}: the configuration of its networks is missing, and its shapes are {shapes}. No section "
         f"{names} found in the file itself, {beside or folder / 'config.yaml'}, ",
@@ -164,9 +167,3 @@ def _missing(checkpoint: Checkpoint, sections: list[str], beside: Path | None, c
         Option("config_path"),
         ".",
     )
-
-
-def _is_sd15(specs: Mapping[str, TensorSpec]) -> bool:
-    """Return whether the UNet is SD 1.5's: four levels of width 320 to 1280, with attention on all but the last."""
-    deep = specs.get(f"{DENOISER_PREFIX}down_blocks.3.resnets.0.conv1.weight")
-    return deep is not None and deep.shape == (1280, 1280, 3, 3)

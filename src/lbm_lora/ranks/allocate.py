@@ -68,19 +68,11 @@ class Allocator:
     energy_sq: float
 
     def within(self, nbytes: Sequence[int]) -> list[Choice]:
-        """Return the choices with the least error for files of these sizes.
-
-        Raises:
-            InputError: a size is too small for what every file contains.
-        """
+        """Return the choices with the least error for files of these sizes."""
         raise NotImplementedError
 
     def error(self, target_sq: float) -> Choice:
-        """Return the smallest choice with a squared error of at most `target_sq`.
-
-        Raises:
-            InputError: no choice reaches it.
-        """
+        """Return the smallest choice with a squared error of at most `target_sq`."""
         raise NotImplementedError
 
     def fixed(self, ranks: FixedRank) -> Choice:
@@ -265,7 +257,6 @@ class WidthAllocator(Allocator):
         return self._choice(found)
 
     def _choice(self, found: WidthAllocation) -> Choice:
-        """Return the choice of some widths, with its size and error."""
         widths: dict[ParamName, tuple[int, ...]] = {}
         ranks: dict[ParamName, int | None] = {}
         modules: dict[ModuleName, tuple[tuple[int, ...], tuple[int, ...]]] = {}

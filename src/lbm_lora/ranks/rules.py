@@ -186,10 +186,6 @@ def rank_rule(
         is_calibrated: whether errors are weighted by their cost in the output.
         has_images: whether there are images to run a LoRA on.
         measure: the option that measures the output where nothing does yet.
-
-    Raises:
-        ConfigError: several rules are selected, or one and a rank, which it would ignore; a rank or size is repeated, a
-            value is invalid, or a rule lacks data.
     """
     asked = [name for name in ("ranks", "max_size", *_LIMITS) if getattr(options, name) not in (None, ())]
     if len(asked) > 1:
@@ -221,7 +217,6 @@ def _limit(option: str, value: float) -> RankRule:
 
 
 def _check_needs(option: str, measure: Option, *, is_calibrated: bool, has_images: bool) -> None:
-    """Check that what a limit refers to is measured."""
     if option == "max_error" and is_calibrated:
         raise ConfigError(
             Option("max_error"),
@@ -245,11 +240,7 @@ def _check_needs(option: str, measure: Option, *, is_calibrated: bool, has_image
 
 
 def parse_nbytes(text: str, option: str = "max_size") -> int:
-    """Parse `200MB`, `1.5 gb`, `800k` or `200MiB` into bytes; KB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024.
-
-    Raises:
-        ConfigError: the text is not a size, or is a small number without a unit; `option` is named.
-    """
+    """Parse `200MB`, `1.5 gb`, `800k` or `200MiB` into bytes; KB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024."""
     match = _SIZE.fullmatch(text)
     nbytes = 0
     if match:

@@ -225,7 +225,7 @@ class Predictor:
         distinct[choice.nbytes] = choice
         return tuple(self.prediction(distinct[nbytes]) for nbytes in sorted(distinct))
 
-    def propose(self, decibel: float) -> Proposal[Choice] | None:
+    def propose(self, decibel: float) -> Proposal | None:
         """Return the smallest file with an error this many dB below the output, by the survey; the best for inf dB."""
         if decibel == math.inf:
             (choice,) = self._allocator.within([sys.maxsize])
@@ -235,7 +235,7 @@ class Predictor:
             except InputError:
                 return None
         foreseen = -20 * math.log10(max(self.foreseen(choice), _LEAST))
-        return Proposal(found=choice, nbytes=choice.nbytes, foreseen=foreseen)
+        return Proposal(choice=choice, foreseen=foreseen)
 
 
 def predictor_of(allocator: Allocator, norm: OutputNorm | None) -> Predictor:
@@ -265,11 +265,7 @@ class Chooser:
     deltas_of: Callable[[Choice], AbstractContextManager[Iterable[StoredDelta]]]
 
     def choose(self, rule: RankRule, trial: Trial | None) -> list[ChosenRanks]:
-        """Return a choice for each adapter of the rule. With a trial each choice is run, and limits are searched for.
-
-        Raises:
-            InputError: no choice of ranks reaches the limit.
-        """
+        """Return a choice for each adapter of the rule. With a trial each is run, and limits are searched for."""
         match rule:
             case PsnrFloor():
                 assert trial is not None
@@ -293,7 +289,6 @@ class Chooser:
         return errors
 
     def _with_error(self, trial: Trial, error: float) -> ChosenRanks:
-        """Return the smallest file with this measured error of the output."""
 
         def measure(choice: Choice) -> float:
             measured = self.run(trial, choice)
@@ -308,9 +303,9 @@ class Chooser:
             f" {error:g} is out of reach: the best file, with every delta dense, has an error of "
             f"{10 ** (-found.result / 20):.3g} in this precision. Allow more",
         )
-        with self.deltas_of(found.proposal.found) as deltas:
+        with self.deltas_of(found.choice) as deltas:
             trial.take(deltas)
-        return ChosenRanks(choice=found.proposal.found, images=trial.images())
+        return ChosenRanks(choice=found.choice, images=trial.images())
 
     def _with_psnr(self, trial: Trial, psnr: float) -> ChosenRanks:
         """Return the smallest file with which every image reaches this PSNR. The base's PSNR gives the first guess."""
@@ -335,10 +330,10 @@ class Chooser:
             f" {psnr:g} is out of reach: the best file, with every delta dense, gives {found.result:.2f} dB in this "
             "precision. Ask for less",
         )
-        choice = found.proposal.found
+        choice = found.choice
         return ChosenRanks(choice=choice, images=replace(seen[choice.nbytes], predicted_psnr=found.predicted))
 
 
-def _check_reached(found: Run[Choice], target: float, *message: str | Option) -> None:
+def _check_reached(found: Run, target: float, *message: str | Option) -> None:
     if found.result < target:
         raise InputError(*message, ", or use ", Option("save_precision"), " fp16 or float.")

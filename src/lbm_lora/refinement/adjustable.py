@@ -46,9 +46,6 @@ class Adjustable:
     """A network, and an adapter of which vectors and ranks can be adjusted together.
 
     The values form one vector, fp32: all dense vectors, then a factor for each rank.
-
-    Raises:
-        AdapterError: the adapter does not fit the network.
     """
 
     def __init__(self, network: nn.Module, adapter: Adapter) -> None:
@@ -130,12 +127,10 @@ class _Ranks:
         return cls(module, base, factors.up.to(base.device), factors.down.to(base.device))
 
     def weight(self, factors: Vector) -> Tensor:
-        """Return base + delta with each rank multiplied by its factor."""
         delta = ((self.up * factors) @ self.down).reshape(self.base.shape)
         return (self.base.float() + delta).to(self.base.dtype)
 
     def scaled(self, factors: Vector) -> LoraModule:
-        """Return the module with the factors in `up`."""
         up = self.module.up.float()
         across = factors.reshape(1, -1, *(1 for _ in up.shape[2:]))
         return replace(self.module, up=up * across, down=self.module.down.float(), grid=None)

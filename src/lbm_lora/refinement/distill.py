@@ -102,11 +102,6 @@ def distill(
 
     Returns:
         The best LoRA, rounded to the stored dtype, and its errors.
-
-    Raises:
-        QualityError: the loss became infinite or NaN before any measurement improved on the given LoRA.
-        ConfigError: `state` is damaged.
-        InputError: a value leaves the range of the stored dtype.
     """
     saved = load_state(state) if state is not None and state.exists() else None
     if saved is not None and saved.identity != identity:
@@ -151,11 +146,7 @@ class _Best:
 
 
 def refuse_another(path: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse the state of another run, which would be replaced.
-
-    Raises:
-        ConfigError: there is one, or the file is damaged.
-    """
+    """Refuse the state of another run, which would be replaced."""
     if path.exists() and load_state(path).identity != identity:
         raise ConfigError(
             f"{path} is the state of an interrupted refinement with other inputs or settings. Run that one again to "
@@ -175,7 +166,6 @@ def _optimizer(student: Student, rate: float) -> Adam:
 
 
 def _batches(learnt: Sequence[AnsweredPoint], settings: DistillSettings) -> Iterator[list[AnsweredPoint]]:
-    """Yield the points of each step, drawn by probability and grouped by shape."""
     draw = torch.Generator().manual_seed(settings.seed)
     shares = torch.tensor([one.point.probability for one in learnt])
     drawn = torch.multinomial(shares, settings.steps * settings.batch_size, replacement=True, generator=draw)
@@ -186,7 +176,6 @@ def _batches(learnt: Sequence[AnsweredPoint], settings: DistillSettings) -> Iter
 def _take(
     student: Student, batch: Sequence[AnsweredPoint], optimizer: Optimizer, settings: DistillSettings, step: int
 ) -> None:
-    """Take one optimizer step."""
     for _, alike in groupby(batch, key=shape_of):
         loss = (student.losses(list(alike)) + _LEAST).log().sum() / len(batch)
         if not torch.isfinite(loss):
@@ -212,15 +201,14 @@ def _checked(saved: TrainState, student: Student, steps: int, path: Path) -> _Be
         raise ConfigError(f"{path} is damaged: the errors of its LoRA are not two numbers. {_INSTEAD}")
     for name, parameter in student.parameters.items():
         kept = saved.optimizer.get(name)
-        if kept is not None and not _is_kept(kept, parameter.shape):
+        if kept is not None and not _is_of_adam(kept, parameter.shape):
             raise ConfigError(f"{path} is damaged: what Adam has kept for {name} does not fit it. {_INSTEAD}")
     if saved.average is None or saved.best_step is None:
         raise ConfigError(f"{path} is damaged: it holds no best LoRA. {_INSTEAD}")
     return _Best(after=OutputErrors(**errors), step=saved.best_step, values=saved.average)
 
 
-def _is_kept(kept: Mapping[str, Any], shape: torch.Size) -> bool:
-    """Return whether values can be those that Adam keeps for a parameter; their numbers are finite."""
+def _is_of_adam(kept: Mapping[str, Any], shape: torch.Size) -> bool:
     sizes = {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
     if kept.keys() != sizes.keys() or not all(isinstance(one, Tensor) for one in kept.values()):
         return False

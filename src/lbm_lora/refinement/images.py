@@ -37,10 +37,6 @@ def split_images(images: str | Sequence[str], held_images: str | Sequence[str] |
     Args:
         images: files, folders or globs, one or several.
         held_images: held-out images, given the same way; by default one in 8 of the images, up to 16.
-
-    Raises:
-        ConfigError: an image is in both sets, or there is only one image.
-        ImageError: there are no images.
     """
     found = expand_sources(images)
     if held_images is not None:
@@ -63,11 +59,12 @@ def split_images(images: str | Sequence[str], held_images: str | Sequence[str] |
             ".",
         )
     count = min(_HELD_MOST, max(1, len(found) // _HELD_SHARE))
-    chosen = {index * len(found) // count for index in range(count)}
-    return ImageSplit(
-        learnt=tuple(path for index, path in enumerate(found) if index not in chosen),
-        held=tuple(path for index, path in enumerate(found) if index in chosen),
-    )
+    return _without(found, [index * len(found) // count for index in range(count)])
+
+
+def _without(images: Sequence[Path], held: Sequence[int]) -> ImageSplit:
+    learnt = tuple(path for index, path in enumerate(images) if index not in held)
+    return ImageSplit(learnt=learnt, held=tuple(images[index] for index in held))
 
 
 def calibration_split(images: Sequence[Path]) -> ImageSplit:
@@ -77,12 +74,7 @@ def calibration_split(images: Sequence[Path]) -> ImageSplit:
     images none was held out; then one in 8 is.
     """
     held = held_out(len(images))
-    if not held:
-        return split_images([str(path) for path in images], None)
-    return ImageSplit(
-        learnt=tuple(path for index, path in enumerate(images) if index not in held),
-        held=tuple(images[index] for index in held),
-    )
+    return _without(images, held) if held else split_images([str(path) for path in images], None)
 
 
 def answered_images(

@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -98,9 +99,6 @@ def refit(
         learnt: samples to fit. The graphs of those of one step are in memory at once.
         held: samples that choose the best step; from other inputs.
         stored: rounds an adapter to what its file holds; by default to the dtype of the given one.
-
-    Raises:
-        AdapterError: the adapter does not fit the network.
     """
     settings, started = settings or JointSettings(), time.monotonic()
     dtype = common_dtype([adapter])
@@ -112,7 +110,8 @@ def refit(
     best, after, kept, taken, damping = given, before, 0, 0, settings.damping
     for step in range(1, settings.steps + 1 if len(values) else 1):
         taken = step
-        samples = _turn(learnt, step - 1, settings.samples or len(learnt))
+        count = settings.samples or len(learnt)
+        samples = [learnt[index % len(learnt)] for index in range((step - 1) * count, step * count)]
         weights = _balanced(_errors(adjustable, values, samples), samples)
         linearized = Linearized(adjustable, values, samples, weights)
         scales = _scales(adjustable, linearized.mean_squares(settings.probes, settings.seed + step))
@@ -141,11 +140,6 @@ def refit(
     return JointResult(
         adapter=best, before=before, after=after, step=kept, steps=taken, seconds=time.monotonic() - started
     )
-
-
-def _turn(samples: Sequence[Sample], step: int, count: int) -> list[Sample]:
-    """Return the samples of a step, in turn."""
-    return [samples[index % len(samples)] for index in range(step * count, (step + 1) * count)]
 
 
 @torch.no_grad()
@@ -278,18 +272,14 @@ def spread_points(points: Sequence[AnsweredPoint], most: int) -> list[AnsweredPo
 
 
 def _samples(model: LBMModel, points: Sequence[AnsweredPoint], batch_size: int) -> Iterator[Sample]:
-    """Yield the points in batches of one shape."""
     for _, alike in groupby(sorted(points, key=shape_of), key=shape_of):
         group = list(alike)
         for first in range(0, len(group), batch_size):
-            yield _sample(model, group[first : first + batch_size])
-
-
-def _sample(model: LBMModel, points: Sequence[AnsweredPoint]) -> Sample:
-    states = torch.cat([one.point.state for one in points]).to(model.device)
-    timesteps = torch.tensor([one.point.timestep for one in points], dtype=torch.float32)
-    return Sample(
-        run=lambda: model.denoise(states, timesteps),
-        wanted=torch.cat([one.wanted for one in points]).to(model.device),
-        weights=torch.tensor([one.point.probability for one in points]),
-    )
+            batch = group[first : first + batch_size]
+            states = torch.cat([one.point.state for one in batch]).to(model.device)
+            timesteps = torch.tensor([one.point.timestep for one in batch], dtype=torch.float32)
+            yield Sample(
+                run=partial(model.denoise, states, timesteps),
+                wanted=torch.cat([one.wanted for one in batch]).to(model.device),
+                weights=torch.tensor([one.point.probability for one in batch]),
+            )

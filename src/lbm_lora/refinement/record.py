@@ -12,7 +12,7 @@ import xxhash
 from lbm_lora.adapter import Adapter, AdapterMetadata, precision_name
 from lbm_lora.adapter.metadata import ERRORS_KEY, REFINEMENT_KEY, rounded
 from lbm_lora.apply import check_base, check_fit
-from lbm_lora.checkpoint import Checkpoint, TensorSpec, bytes_of, fingerprint
+from lbm_lora.checkpoint import Checkpoint, fingerprint
 from lbm_lora.errors import WrongBaseError
 from lbm_lora.model.device import resolve_device
 
@@ -74,28 +74,10 @@ def identity_of(
         "base": before.digest,
         "around": around(base, lbm),
         "tuned": after.digest,
-        "lora": _digest(adapter),
+        "lora": adapter.digest(),
         "pictures": xxhash.xxh3_128_hexdigest(f"{' '.join(images[:learnt])}, {' '.join(images[learnt:])}".encode()),
     }
     return json.loads(json.dumps({**chosen, **inputs}))
-
-
-def _digest(adapter: Adapter) -> str:
-    """Return the digest of what an adapter holds, which need not be what its file holds."""
-    digest = xxhash.xxh3_128()
-    for name, module in sorted(adapter.modules.items()):
-        digest.update(f"{name} {module.alpha}\n".encode())
-        _add(digest, module.down)
-        _add(digest, module.up)
-    for name, delta in sorted(adapter.dense.items()):
-        digest.update(f"{name}\n".encode())
-        _add(digest, delta)
-    return digest.hexdigest()
-
-
-def _add(digest: xxhash.xxh3_128, tensor: torch.Tensor) -> None:
-    digest.update(f"{TensorSpec.of(tensor)}\n".encode())
-    digest.update(bytes_of(tensor))
 
 
 def metadata_of(

@@ -3,24 +3,23 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
-from lbm_lora.adapter import Adapter, load_adapter, save_adapter
+from lbm_lora.adapter import load_adapter, save_adapter
 from lbm_lora.adapter.metadata import ERRORS_KEY, compact, parsed, rounded
 from lbm_lora.checkpoint import Component, Pairing
 from lbm_lora.extraction import DeltaSettings, ExtractedAdapter
-from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.weights import compare_weights
 from lbm_lora.files import current
 from lbm_lora.model.build import LBMModel, load_model
+from lbm_lora.model.streamed_weights import LARGE
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import Progress
 from lbm_lora.ranks import Prediction, Trial
 from lbm_lora.refinement.images import answered_images, calibration_split
 from lbm_lora.refinement.joint import JointResult, JointSettings, refit_points
-
-_LARGE = 200_000_000  # values of a denoiser above which a refit on the CPU takes hours, and tens of gigabytes
 
 
 def refitted(
@@ -40,8 +39,7 @@ def refitted(
         images: images of the calibration; those that it held out are held out again.
         open_trial: opens the trial that measured the LoRAs' errors and images.
     """
-    skipped = _reason_to_skip(pairing.tuned, images, settings)
-    if skipped:
+    if skipped := _reason_to_skip(pairing.tuned, images, settings):
         progress.note(f"Biases, norms and ranks are not refitted: {skipped}.")
         return list(found)
     progress.start(0, "loading the tuned model")
@@ -57,7 +55,11 @@ def refitted(
         progress=progress,
     )
     _make_base(model, pairing.base)
-    results = [_refit(one, model, learnt, held, settings.dtype, progress) for one in found]
+    results: list[JointResult] = []
+    for one in found:
+        adapter = one.adapter or load_adapter(current(cast(Path, one.output.path)))
+        made = refit_points(model, adapter, learnt, held, JointSettings(), dtype=settings.dtype, progress=progress)
+        results.append(made)
     del model  # the trial loads another one
     trial = open_trial() if any(result.step for result in results) else None
     return [
@@ -71,7 +73,7 @@ def _reason_to_skip(tuned: Component, images: Sequence[Path], settings: DeltaSet
     if len(images) < 2:
         return "this needs two images or more, of which it holds one out"
     count = sum(spec.numel for spec in tuned.specs.values())
-    if count > _LARGE and settings.device.type == "cpu":
+    if count > LARGE and settings.device.type == "cpu":
         return (
             f"on the CPU this would take hours for a denoiser of {count / 1e6:,.0f} million parameters. To do it "
             "nevertheless, or on a GPU: lbm-lora refine --method joint"
@@ -87,26 +89,7 @@ def _make_base(model: LBMModel, base: Component) -> None:
             parameter.data = base.read(param).float().to(parameter.device)
 
 
-def _adapter(found: ExtractedAdapter) -> Adapter:
-    if found.adapter is not None:
-        return found.adapter
-    assert found.output.path is not None
-    return load_adapter(current(found.output.path))
-
-
-def _refit(
-    found: ExtractedAdapter,
-    model: LBMModel,
-    learnt: Sequence[AnsweredPoint],
-    held: Sequence[AnsweredPoint],
-    dtype: torch.dtype,
-    progress: Progress,
-) -> JointResult:
-    return refit_points(model, _adapter(found), learnt, held, JointSettings(), dtype=dtype, progress=progress)
-
-
 def _replaced(found: ExtractedAdapter, result: JointResult, pairing: Pairing, trial: Trial | None) -> ExtractedAdapter:
-    """Return a LoRA as refitted, measured again, and replace its file."""
     ledger = compare_weights(pairing, result.adapter)
     predicted, chosen = _predicted(found.predicted, result), found.chosen
     if trial is not None:

@@ -13,11 +13,9 @@ from lbm_lora.adapter import Adapter
 from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.output_errors import OutputErrors, squared_errors, typical_error
 from lbm_lora.model.build import LBMModel
+from lbm_lora.model.streamed_weights import LARGE
 from lbm_lora.naming import ParamName
-from lbm_lora.training.lora import DOWN, UP, export_adapter, inject_plan
-from lbm_lora.training.plan import PlannedLora, TrainPlan, layout_of, modules_in
-
-_LARGE = 200_000_000  # parameters above which the activations of a full backward pass take too much memory
+from lbm_lora.training.lora import DOWN, UP, PlannedLora, TrainPlan, export_adapter, inject_plan, layout_of, modules_in
 
 
 class Student:
@@ -25,9 +23,6 @@ class Student:
 
     Args:
         model: model of the base; it is changed in place.
-
-    Raises:
-        AdapterError: a module of the LoRA is neither a Linear nor a plain Conv2d of the denoiser.
     """
 
     def __init__(self, model: LBMModel, given: Adapter, dtype: torch.dtype) -> None:
@@ -40,7 +35,7 @@ class Student:
         plan = TrainPlan(loras=tuple(loras), dense=tuple(given.dense))
         self._live = inject_plan(model.denoiser, plan, given=given)
         model.denoiser.train()  # gradient checkpointing needs it; the network has no dropout
-        if sum(parameter.numel() for parameter in model.denoiser.parameters()) > _LARGE:
+        if sum(parameter.numel() for parameter in model.denoiser.parameters()) > LARGE:
             model.denoiser.enable_gradient_checkpointing()
 
     @property

@@ -38,6 +38,19 @@ _COLORS = ("@muted", "@linear", "@conv", "@dense", "@excluded", "@good", "@noise
 _SYMBOLS = ("circle", "diamond", "square", "cross", "star", "hexagon")
 _NAME, _SERIES = 32, 56  # letters of a name and of a legend's entry, at most
 
+_AXIS: Figure = {"gridcolor": "@grid", "linecolor": "@grid", "zeroline": False, "automargin": True, "fixedrange": True}
+_LAYOUT: Figure = {
+    "font": {"family": "system-ui, sans-serif", "size": 12, "color": "@muted"},
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+    "margin": {"l": 20, "r": 20, "t": 12, "b": 20},
+    "hovermode": "closest",
+    "dragmode": False,
+    "showlegend": True,
+    "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"color": "@ink"}},
+    "hoverlabel": {"bgcolor": "@card", "bordercolor": "@line", "align": "left", "font": {"color": "@ink", "size": 12}},
+}
+
 
 def weight_figures(report: WeightReport) -> dict[str, Figure]:
     """Id of the page's element -> figure; those that there is nothing to draw for are left out."""
@@ -60,6 +73,14 @@ def output_figures(outputs: OutputComparison) -> dict[str, Figure]:
         "outputs-timesteps": error_by_timestep(outputs),
         **({"outputs-images": psnr_by_image(outputs)} if len(outputs.images) > 1 else {}),
     }
+
+
+def _figure(data: Sequence[Figure], x: Figure, y: Figure, **layout: Any) -> Figure:
+    return {"data": data, "layout": _LAYOUT | {"xaxis": _AXIS | x, "yaxis": _AXIS | y} | layout}
+
+
+def _title(text: str) -> Figure:
+    return {"title": {"text": text, "standoff": 10, "font": {"size": 12}}}
 
 
 @dataclass(frozen=True)
@@ -99,37 +120,46 @@ class Axis:
         decades = range(math.floor(self.low), math.ceil(self.high) + 1)
         every = {round(step * 10.0**decade, 12) for decade in decades for step in steps} | set(more)
         ticks = sorted(tick for tick in every if tick > 0 and self.low <= math.log10(tick) <= self.high)
-        texts = [text(tick) for tick in ticks]
-        axis = {"type": "log", "range": [self.low, self.high], "tickvals": ticks, "ticktext": texts}
-        return axis | {"title": {"text": title}}
+        axis = {"type": "log", "range": [self.low, self.high], "tickvals": ticks, "ticktext": list(map(text, ticks))}
+        return axis | _title(title)
 
 
 def _percent_tick(tick: float) -> str:
     return f"{100 * tick:,.0f} %" if tick >= 10 else f"{100 * tick:.3g} %"
 
 
-@dataclass(frozen=True)
-class Decibels:
-    """An axis of PSNRs: its ends, and where infinite ones stand (infinity where there are none)."""
+def _decibels(title: str, values: Sequence[float], *, labels: float = 0.0) -> tuple[Figure, float]:
+    """An axis of PSNRs with room for labels, as a share of it, and where infinite ones stand on it."""
+    finite = [value for value in values if math.isfinite(value)] or [0.0]
+    air = max(1.0, 0.06 * (max(finite) - min(finite)))
+    low, high = min(finite) - air, max(finite) + (3 * air if math.inf in values else air)
+    room = labels * (high - low)
+    return _title(title) | {"range": [low - room, high + room]}, max(finite) + 2 * air
 
-    low: float
-    high: float
-    top: float
 
-    @classmethod
-    def over(cls, values: Sequence[float], *, labels: float = 0.0) -> "Decibels":
-        """An axis with some air around the values, and room for labels, as a share of it."""
-        finite = [value for value in values if math.isfinite(value)] or [0.0]
-        air = max(1.0, 0.06 * (max(finite) - min(finite)))
-        low, high, top = min(finite) - air, max(finite) + air, math.inf
-        if math.inf in values:
-            high, top = high + 2 * air, high + air
-        room = labels * (high - low)
-        return cls(low - room, high + room, top)
+class _Point(NamedTuple):
+    """What the pointer shows there, and the name of its tensor, which a click finds in the table."""
 
-    def layout(self, title: str) -> Figure:
-        """Plotly's settings."""
-        return {"title": {"text": title}, "range": [self.low, self.high]}
+    x: float
+    y: float
+    hover: str
+    symbol: str = "circle"
+    name: str = ""
+
+
+def _trace(name: str, points: Sequence[_Point], color: str, *, size: int = 7, opacity: float = 1.0) -> Figure:
+    symbols = [point.symbol for point in points]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "legendgroup": name,
+        "x": [point.x for point in points],
+        "y": [float(f"{point.y:.5g}") for point in points],
+        "customdata": [[point.name, point.hover] for point in points],
+        "hovertemplate": "%{customdata[1]}<extra></extra>",
+        "marker": {"color": color, "size": size, "opacity": opacity, "symbol": symbols},
+    }
 
 
 def error_by_module(report: WeightReport) -> Figure:
@@ -139,46 +169,45 @@ def error_by_module(report: WeightReport) -> Figure:
     places = {row.name: float(index) for index, row in enumerate(rows)}
     starts = [i for i, row in enumerate(rows) if i == 0 or block_of(row.name) != block_of(rows[i - 1].name)]
     named = [(a, b) for a, b in pairwise([*starts, len(rows)]) if b - a >= _LEAST_LABEL * len(rows)]
-    return {
-        "data": _points(rows, lambda row: places[row.name], lambda row: axis.place(row.relative_error)),
-        "layout": {
-            "xaxis": {
-                "range": [-0.01 * len(rows) - 1, 1.01 * len(rows)],
-                "tickvals": [(start + end - 1) / 2 for start, end in named],
-                "ticktext": [_escaped(block_of(rows[start].name)) for start, _ in named],
-                "showgrid": False,
-            },
-            "yaxis": axis.layout("relative error", bounds=True),
-            "shapes": [_edge(start - 0.5) for start in starts[1:]] + _bound_lines(axis),
-        },
+    edges = [
+        _line("@line", x0=start - 0.5, x1=start - 0.5, yref="paper", y0=0, y1=1, layer="below") for start in starts[1:]
+    ]
+    bounds = [  # of the bands, in the colour of the one above
+        _line(f"@{above}", 1.5, "dash", xref="paper", x0=0, x1=1, y0=bound, y1=bound, layer="between")
+        for (_, bound, _), (above, _, _) in pairwise(BANDS)
+        if axis.low < math.log10(bound) < axis.high
+    ]
+    blocks = {
+        "range": [-0.01 * len(rows) - 1, 1.01 * len(rows)],
+        "tickvals": [(start + end - 1) / 2 for start, end in named],
+        "ticktext": [_escaped(block_of(rows[start].name)) for start, _ in named],
+        "showgrid": False,
     }
+    data = _of_tensors(rows, lambda row: places[row.name], axis)
+    return _figure(data, blocks, axis.layout("relative error", bounds=True), shapes=[*edges, *bounds])
 
 
 def error_by_noise(report: WeightReport) -> Figure:
     """Error against noise floor, of the stored deltas."""
     rows = [row for row in report.rows if _has_noise(row)]
-    figure, noise, error = _error_by(rows, lambda row: row.noise_floor, "noise floor")
-    ends = [10 ** max(noise.low, error.low), 10 ** min(noise.high, error.high)]
-    line: Figure = {"type": "line", "x0": ends[0], "y0": ends[0], "x1": ends[1], "y1": ends[1], "layer": "below"}
-    line["line"] = {"color": "@muted", "width": 1, "dash": "dot"}
-    figure["layout"]["shapes"] = [line] if ends[0] < ends[1] else []
-    return figure
+    noise, error = Axis.over(row.noise_floor for row in rows), Axis.over(row.relative_error for row in rows)
+    low, high = 10 ** max(noise.low, error.low), 10 ** min(noise.high, error.high)
+    equal = [_line("@muted", 1, "dot", x0=low, y0=low, x1=high, y1=high, layer="below")] if low < high else []
+    data = _of_tensors(rows, lambda row: row.noise_floor, error)
+    return _figure(data, noise.layout("noise floor"), error.layout("relative error"), shapes=equal)
 
 
 def error_by_rank(report: WeightReport) -> Figure:
     """Error against the stored rank as a share of the highest that each matrix allows."""
     ranks = _rank_shares(report)
     rows = [row for row in report.rows if row.name in ranks]
-    return _error_by(rows, lambda row: ranks[row.name], "rank / full rank")[0]
+    along, error = Axis.over(ranks.values()), Axis.over(row.relative_error for row in rows)
+    data = _of_tensors(rows, lambda row: ranks[row.name], error)
+    return _figure(data, along.layout("rank / full rank"), error.layout("relative error"))
 
 
-def _error_by(
-    rows: Sequence[TensorResult], x: Callable[[TensorResult], float], title: str
-) -> tuple[Figure, Axis, Axis]:
-    """The relative error against another value, and the axes of both."""
-    along, error = Axis.over(map(x, rows)), Axis.over(row.relative_error for row in rows)
-    layout = {"xaxis": along.layout(title), "yaxis": error.layout("relative error")}
-    return {"data": _points(rows, x, lambda row: error.place(row.relative_error)), "layout": layout}, along, error
+def _line(color: str, width: float = 1, dash: str = "solid", **ends: Any) -> Figure:
+    return {"type": "line", "line": {"color": color, "width": width, "dash": dash}, **ends}
 
 
 def _has_noise(row: TensorResult) -> bool:
@@ -189,38 +218,23 @@ def _rank_shares(report: WeightReport) -> dict[str, float]:
     return {row.name: (row.rank or 0) / rank_bound(row.shape) for row in lora_rows(report) if row.rank and row.shape}
 
 
-def _points(
-    rows: Sequence[TensorResult], x: Callable[[TensorResult], float], y: Callable[[TensorResult], float]
-) -> list[Figure]:
-    """A point for each tensor: one trace for each kind that occurs."""
-    traces: list[Figure] = []
-    for kind in ("linear", "conv", "dense", "left out"):
-        members = [row for row in rows if _kind(row) == kind]
-        if members:
-            symbols = [_symbol(row.relative_error) for row in members]
-            marker = {"color": "@excluded" if kind == "left out" else f"@{kind}", "size": 5, "opacity": 0.75}
-            marker |= {"line": {"width": 0}} | ({"symbol": symbols} if set(symbols) != {"circle"} else {})
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "markers",
-                    "name": kind,
-                    "x": [x(row) for row in members],
-                    "y": [float(f"{y(row):.5g}") for row in members],
-                    "customdata": [[row.name, _hover(row)] for row in members],
-                    "hovertemplate": "%{customdata[1]}<extra></extra>",
-                    "marker": marker,
-                }
-            )
-    return traces
+def _of_tensors(rows: Sequence[TensorResult], x: Callable[[TensorResult], float], error: Axis) -> list[Figure]:
+    """A point for each tensor at its relative error: one trace for each kind that occurs."""
+    points: dict[str, list[_Point]] = {"linear": [], "conv": [], "dense": [], "left out": []}
+    for row in rows:
+        found = row.relative_error
+        symbol = "circle" if 0 < found < math.inf else "triangle-down" if found == 0 else "triangle-up"
+        points[_kind(row)].append(_Point(x(row), error.place(found), _hover(row), symbol, row.name))
+    colors = {"left out": "@excluded"}
+    return [
+        _trace(kind, members, colors.get(kind, f"@{kind}"), size=5, opacity=0.75)
+        for kind, members in points.items()
+        if members
+    ]
 
 
 def _kind(row: TensorResult) -> str:
     return "left out" if row.status == Status.EXCLUDED else delta_kind(row)
-
-
-def _symbol(error: float) -> str:
-    return "circle" if 0 < error < math.inf else "triangle-down" if error == 0 else "triangle-up"
 
 
 def _hover(row: TensorResult) -> str:
@@ -240,21 +254,6 @@ def _hover(row: TensorResult) -> str:
     )
 
 
-def _edge(place: float) -> Figure:
-    line = {"color": "@line", "width": 1}
-    return {"type": "line", "x0": place, "x1": place, "yref": "paper", "y0": 0, "y1": 1, "layer": "below", "line": line}
-
-
-def _bound_lines(axis: Axis) -> list[Figure]:
-    """The bounds of the bands that lie on a vertical axis, as lines in the colour of the band above."""
-    ends = {"type": "line", "layer": "between", "xref": "paper", "x0": 0, "x1": 1}
-    return [
-        ends | {"y0": bound, "y1": bound, "line": {"color": f"@{above}", "width": 1.5, "dash": "dash"}}
-        for (_, bound, _), (above, _, _) in pairwise(BANDS)
-        if axis.low < math.log10(bound) < axis.high
-    ]
-
-
 def error_histogram(report: WeightReport) -> Figure:
     """How many lora modules have which relative error, coloured by the documented bands."""
     values = [row.relative_error for row in lora_rows(report)]
@@ -265,35 +264,24 @@ def error_histogram(report: WeightReport) -> Figure:
     placed = [axis.place(value) for value in values]
     bins = [(low, high, sum(low <= value < high for value in placed)) for low, high in pairwise(edges)]
     in_bands = {name: [one for one in bins if band_of(one[0]) == name] for name, _, _ in BANDS}
+    bars = [
+        {
+            "type": "bar",
+            "name": f"{band}: {sum(count for _, _, count in own):,}",
+            "x": [(math.log10(low) + math.log10(high)) / 2 for low, high, _ in own],
+            "y": [count for _, _, count in own],
+            "width": [0.9 * (math.log10(high) - math.log10(low)) for low, high, _ in own],
+            "marker": {"color": f"@{band}"},
+            "customdata": [[percent(low), percent(high)] for low, high, _ in own],
+            "hovertemplate": "%{customdata[0]} to %{customdata[1]}: %{y} modules<extra></extra>",
+        }
+        for band, own in in_bands.items()
+        if any(count for _, _, count in own)
+    ]
     x = axis.layout("relative error", bounds=True)
-    return {
-        "data": [_bars(name, own) for name, own in in_bands.items() if any(count for _, _, count in own)],
-        "layout": {
-            "barmode": "overlay",
-            # bars have a width in the units of their axis, which therefore is one of logarithms
-            "xaxis": x | {"type": "linear", "tickvals": [math.log10(tick) for tick in x["tickvals"]]},
-            "yaxis": {"title": {"text": "modules"}, "rangemode": "tozero"},
-        },
-    }
-
-
-def _bars(band: str, bins: Sequence[tuple[float, float, int]]) -> Figure:
-    return {
-        "type": "bar",
-        "name": f"{band}: {sum(count for _, _, count in bins):,}",
-        "x": [(math.log10(low) + math.log10(high)) / 2 for low, high, _ in bins],
-        "y": [count for _, _, count in bins],
-        "width": [0.9 * (math.log10(high) - math.log10(low)) for low, high, _ in bins],
-        "marker": {"color": f"@{band}"},
-        "customdata": [[percent(low), percent(high)] for low, high, _ in bins],
-        "hovertemplate": "%{customdata[0]} to %{customdata[1]}: %{y} modules<extra></extra>",
-    }
-
-
-class _Point(NamedTuple):
-    x: float
-    y: float
-    hover: str
+    # bars have a width in the units of their axis, which therefore is one of logarithms
+    x |= {"type": "linear", "tickvals": [math.log10(tick) for tick in x["tickvals"]]}
+    return _figure(bars, x, _title("modules") | {"rangemode": "tozero"}, barmode="overlay")
 
 
 def error_by_timestep(outputs: OutputComparison) -> Figure:
@@ -307,38 +295,29 @@ def error_by_timestep(outputs: OutputComparison) -> Figure:
             place = f"<b>{_escaped(variant)}</b>, timestep {e.timestep:g}<br>"
             found = f"{place}worst {percent(e.worst_error)}, {_escaped(e.worst_image)}"
             means.append(_Point(e.timestep, axis.place(e.mean_error), f"{place}mean {percent(e.mean_error)}"))
-            worst.append(_Point(e.timestep, axis.place(e.worst_error), found))
+            worst.append(_Point(e.timestep, axis.place(e.worst_error), found, "circle-open"))
         traces += _curve(_escaped(variant), means, worst, color)
     ticks = sorted(outputs.timesteps)
     along = {"range": [ticks[-1] + 50, ticks[0] - 50], "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
-    return {
-        "data": traces,
-        "layout": {"xaxis": along | {"title": {"text": "timestep"}}, "yaxis": axis.layout("denoiser error")},
-    }
+    return _figure(traces, along | _title("timestep"), axis.layout("denoiser error"))
 
 
 def psnr_by_image(outputs: OutputComparison) -> Figure:
     """Each image's PSNR, the worst first: of each variant, and at each number of steps where two are compared."""
     images = worst_first(outputs)
     steps_of = outputs.steps if len(images[0].scores) <= 2 else outputs.steps[:1]
-    axis = Decibels.over([score.psnr for image in images for v in image.scores for score in v.images])
+    y, top = _decibels("PSNR, dB", [score.psnr for image in images for v in image.scores for score in v.images])
     traces: list[Figure] = []
     for index, (variant, color) in enumerate(_colors(v.variant for v in images[0].scores).items()):
         for number, steps in enumerate(steps_of):
             name = f"{_escaped(variant)}, {plural(steps, 'step')}"
-            psnrs = [image.scores[index].images[number].psnr for image in images]
-            points = [
-                _Point(float(place), psnr, f"<b>{_escaped(image.image)}</b><br>{name}: {decibel(psnr)} dB")
-                for place, (image, psnr) in enumerate(zip(images, psnrs, strict=True))
-            ]
-            traces.append(_marks(name, points, color, _SYMBOLS[number % len(_SYMBOLS)], top=axis.top))
-    return {
-        "data": traces,
-        "layout": {
-            "xaxis": {"showticklabels": False, "showgrid": False, "title": {"text": "images, worst first"}},
-            "yaxis": axis.layout("PSNR, dB"),
-        },
-    }
+            points: list[_Point] = []
+            for place, image in enumerate(images):
+                psnr = image.scores[index].images[number].psnr
+                hover = f"<b>{_escaped(image.image)}</b><br>{name}: {decibel(psnr)} dB"
+                points.append(_psnr(float(place), psnr, hover, top, _SYMBOLS[number % len(_SYMBOLS)]))
+            traces.append(_trace(name, points, color))
+    return _figure(traces, _title("images, worst first") | {"showticklabels": False, "showgrid": False}, y)
 
 
 def psnr_by_nbytes(outputs: OutputComparison) -> Figure:
@@ -347,8 +326,8 @@ def psnr_by_nbytes(outputs: OutputComparison) -> Figure:
     Like are files of one method, one precision and one split of ranks; see `LoraFile.series`.
     """
     summary = {entry.variant: entry for entry in outputs.summary if entry.steps == outputs.steps[0]}
-    entries = [summary[lora.variant] for lora in outputs.loras]
-    axis = Decibels.over([psnr for e in entries for psnr in (e.mean_psnr, e.worst_psnr)], labels=0.1)
+    psnrs = [psnr for lora in outputs.loras for e in [summary[lora.variant]] for psnr in (e.mean_psnr, e.worst_psnr)]
+    y, top = _decibels(f"PSNR, dB ({plural(outputs.steps[0], 'step')})", psnrs, labels=0.1)
     traces: list[Figure] = []
     # "" takes the grey of the base, which has no file
     for series, color in list(_colors(["", *(lora.series for lora in outputs.loras)]).items())[1:]:
@@ -359,54 +338,33 @@ def psnr_by_nbytes(outputs: OutputComparison) -> Figure:
             entry, size = summary[lora.variant], lora.nbytes / 1e6
             about = f"<b>{_escaped(lora.file)}</b>, {', '.join(_told(lora, lora.ranks))}"
             found = f"{about}<br>worst {decibel(entry.worst_psnr)} dB, {_escaped(entry.worst_image)}"
-            means.append(_Point(size, entry.mean_psnr, f"{about}<br>mean {decibel(entry.mean_psnr)} dB"))
-            worst.append(_Point(size, entry.worst_psnr, found))
+            means.append(_psnr(size, entry.mean_psnr, f"{about}<br>mean {decibel(entry.mean_psnr)} dB", top))
+            worst.append(_psnr(size, entry.worst_psnr, found, top, "circle-open"))
             labels.append("<br>".join(_told(lora, lora.ranks.partition(",")[0])))
         # curves rise to the right, so these two corners are free; neighbours take different ones
         side = "top left" if len(traces) % 4 == 0 else "bottom right"
-        line, rings = _curve(_escaped(series, _SERIES), means, worst, color, top=axis.top)
+        line, rings = _curve(_escaped(series, _SERIES), means, worst, color)
         line |= {"mode": "lines+markers+text", "text": labels, "textposition": side, "cliponaxis": False}
         traces += [line | {"textfont": {"size": 11, "color": color}}, rings]
     logs = [math.log10(lora.nbytes / 1e6) for lora in outputs.loras]
     air = max(0.12, 0.12 * (max(logs) - min(logs)))  # for the labels of the outer points
     sizes = Axis(min(logs) - air, max(logs) + air)
-    return {
-        "data": traces,
-        "layout": {
-            "xaxis": sizes.marked("size of the file, MB", (1.0, 2.0, 5.0), lambda tick: f"{tick:g}"),
-            "yaxis": axis.layout(f"PSNR, dB ({plural(outputs.steps[0], 'step')})"),
-        },
-    }
+    return _figure(traces, sizes.marked("size of the file, MB", (1.0, 2.0, 5.0), lambda tick: f"{tick:g}"), y)
+
+
+def _psnr(x: float, psnr: float, hover: str, top: float, symbol: str = "circle") -> _Point:
+    return _Point(x, min(psnr, top), hover, "triangle-up" if psnr == math.inf else symbol)
 
 
 def _told(lora: LoraFile, ranks: str) -> list[str]:
-    """Return the ranks of a file, where they are fixed, and its size."""
+    """The ranks of a file, where they are fixed, and its size."""
     return [part for part in (_escaped(ranks), megabytes(lora.nbytes)) if part]
 
 
-def _curve(
-    name: str, means: Sequence[_Point], worst: Sequence[_Point], color: str, *, top: float = math.inf
-) -> list[Figure]:
+def _curve(name: str, means: Sequence[_Point], worst: Sequence[_Point], color: str) -> list[Figure]:
     """Mean values joined by a line, and worst values as rings, which share its entry in the legend."""
-    line = _marks(name, means, color, "circle", top=top)
-    rings = _marks(name, worst, color, "circle-open", top=top)
-    return [line | {"mode": "lines+markers", "line": {"color": color, "width": 2}}, rings | {"showlegend": False}]
-
-
-def _marks(name: str, points: Sequence[_Point], color: str, symbol: str, *, top: float) -> Figure:
-    """A trace of points, whose values stand at `top` if they are infinite."""
-    symbols = ["triangle-up" if point.y >= top else symbol for point in points]
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": name,
-        "legendgroup": name,
-        "x": [point.x for point in points],
-        "y": [float(f"{min(point.y, top):.5g}") for point in points],
-        "customdata": [[point.hover] for point in points],
-        "hovertemplate": "%{customdata[0]}<extra></extra>",
-        "marker": {"color": color, "size": 7, "symbol": symbols if len(set(symbols)) > 1 else symbols[0]},
-    }
+    line = {"mode": "lines+markers", "line": {"color": color, "width": 2}}
+    return [_trace(name, means, color) | line, _trace(name, worst, color) | {"showlegend": False}]
 
 
 def _colors(names: Iterable[str]) -> dict[str, str]:

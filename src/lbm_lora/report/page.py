@@ -6,9 +6,9 @@ load anything. Names and notes come from files of others: the template escapes a
 
 import base64
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
 
 from markupsafe import Markup
@@ -18,7 +18,7 @@ from lbm_lora.fidelity.outputs import ImageSet, OutputComparison, worst_first
 from lbm_lora.fidelity.weights import (
     BANDS,
     Band,
-    block_order,
+    blocks_in_order,
     extremes,
     ledger_entries,
     network_order,
@@ -28,7 +28,6 @@ from lbm_lora.fidelity.weights import (
 from lbm_lora.report import columns, wording
 from lbm_lora.report.charts import output_figures, weight_figures
 from lbm_lora.report.document import Provenance, Report
-from lbm_lora.report.table import html_table
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -61,8 +60,7 @@ def render_html(report: Report, *, images: Sequence[ImageSet] = (), provenance: 
 
     weights, outputs = report.weights, report.outputs
     sets, left_out = _embedded(images)
-    by_name = {block.block: block for block in weights.blocks}
-    blocks = [by_name[name] for name in block_order(weights.rows) if name in by_name]
+    blocks = blocks_in_order(weights)
     return (
         environment()
         .get_template("report.html")
@@ -83,7 +81,6 @@ def render_html(report: Report, *, images: Sequence[ImageSet] = (), provenance: 
             blocks=blocks,
             block_columns=columns.block_columns(blocks),
             columns=columns,
-            infinity=math.inf,
             rows=network_order(weights.rows),
             worst=worst_modules(weights, _FIRST_ROWS),
             first_rows=_FIRST_ROWS,
@@ -92,8 +89,7 @@ def render_html(report: Report, *, images: Sequence[ImageSet] = (), provenance: 
             sets=sets,
             sets_left_out=left_out,
             provenance=provenance or Provenance(),
-            style=Markup(asset("report.css")),
-            script=Markup(asset("report.js")),
+            script=Markup(_asset("report.js")),
             plotly=Markup(get_plotlyjs()),
         )
     )
@@ -111,16 +107,29 @@ def environment() -> "Environment":
         lstrip_blocks=True,
     )
     made.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    filters = cast(dict[str, Any], made.filters)
-    filters |= {name: getattr(wording, name) for name in _FILTERS}
-    filters |= {"breakable": columns.breakable, "setting": _setting}
-    cast(dict[str, Any], made.globals)["table"] = html_table
+    filters = {name: getattr(wording, name) for name in _FILTERS}
+    filters |= {"breakable": columns.breakable, "grouped": _grouped, "number": _number, "setting": _settings}
+    cast(dict[str, Any], made.filters).update(filters)
+    cast(dict[str, Any], made.globals).update(infinity=math.inf, style=Markup(_asset("pages.css")))
     return made
 
 
-def asset(name: str) -> str:
-    """The text of a style or a script next to the templates."""
+def _asset(name: str) -> str:
     return (files("lbm_lora.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _grouped(rows: Iterable[Any], group: Callable[[Any], object] | None) -> list[list[Any]]:
+    return [list(members) for _, members in groupby(rows, group)] if group else [list(rows)]
+
+
+def _number(value: float) -> str:
+    """A number as JavaScript reads it."""
+    return str(value) if math.isfinite(value) else "NaN" if math.isnan(value) else "Infinity"
+
+
+def _settings(values: Mapping[str, object]) -> list[tuple[str, str]]:
+    spelt = {"None": "default", "True": "yes", "False": "no"}
+    return [(name, spelt.get(str(value), str(value))) for name, value in values.items()]
 
 
 def _headline(outputs: OutputComparison) -> dict[str, Any]:
@@ -163,35 +172,26 @@ def _gauge_position(error: float) -> float:
     return 100.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class _View:
-    """One image of a set: its name, the same for readers who see this image alone, and its bytes as a data URI."""
-
-    name: str
-    title: str
-    uri: str
-    psnr: float | None = None
-    is_difference: bool = False
-
-
 def _embedded(sets: Iterable[ImageSet]) -> tuple[list[dict[str, Any]], list[str]]:
     """The sets that fit in the page, and the names of those that do not."""
     fitting: list[dict[str, Any]] = []
     left_out: list[str] = []
     room = IMAGES_NBYTES
     for one in sets:
-        views = [
-            _View(name=name, title=name, uri=_uri(one, name, data), psnr=one.psnrs.get(name))
-            for name, data in one.views.items()
-        ]
-        uri = _uri(one, "difference", one.difference)
-        views.append(_View(name="difference", title=one.difference_title, uri=uri, is_difference=True))
         nbytes = sum(map(len, one.views.values())) + len(one.difference)
         if nbytes > room:
             left_out.append(one.image)
             continue
         room -= nbytes
-        fitting.append({"of": one, "is_small": max(one.width, one.height) < _SMALL, "views": views})
+        views = [
+            {"name": name, "title": name, "uri": _uri(one, name, data), "psnr": one.psnrs.get(name)}
+            for name, data in one.views.items()
+        ]
+        uri = _uri(one, "difference", one.difference)
+        difference = {"name": "difference", "title": one.difference_title, "uri": uri, "psnr": None}
+        fitting.append(
+            {"of": one, "is_small": max(one.width, one.height) < _SMALL, "views": views, "difference": difference}
+        )
     return fitting, left_out
 
 
@@ -200,9 +200,3 @@ def _uri(one: ImageSet, name: str, data: bytes) -> str:
     if mime is None:
         raise ImageError(f"image '{name}' of {one.image} in the report is not a PNG, JPEG or WebP file.")
     return f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
-
-
-def _setting(value: bool | float | str | None) -> str:
-    if value is None:
-        return "default"
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

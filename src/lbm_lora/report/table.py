@@ -1,4 +1,4 @@
-"""Tables, lists of facts and paragraphs: as lines of plain text, laid out by rich, and tables of the pages as HTML.
+"""Tables, lists of facts and paragraphs as lines of plain text, laid out by rich.
 
 The width of a text is fixed and there are no colours: a terminal, a file and a pipe get the same. Every control
 character is escaped (`printable`), since names come from files of others. What is too long for its column continues on
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Generic, TypeVar
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Column as RichColumn
@@ -31,19 +31,20 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Column(Generic[Row]):
-    """A column of a table.
+    """A column of a table, in a text and on a page (`templates/layout.html`).
 
     Attributes:
         cell: what it says of a row.
-        screen, page: its head in a text, and on a page; None: it is not there.
+        screen: its head in a text; None: it is not there.
+        page: its head on a page, where it is another; None: it is not there.
         css: its class on a page: `n` for a number, which stands to the right and is never broken.
         markup: the cell on a page, as HTML, where it is more than the text.
         value: the number that the page sorts by.
     """
 
     cell: Callable[[Row], str]
-    screen: str | None = None
-    page: str | None = None
+    screen: str | None
+    page: str | None = ""
     css: str = "n"
     markup: Callable[[Row], Markup] | None = None
     value: Callable[[Row], float] | None = None
@@ -119,89 +120,3 @@ def _lines(shown: RenderableType, indent: int, width: int) -> list[str]:
     with console.capture() as captured:
         console.print(Padding(shown, (0, 0, 0, indent), expand=False))
     return [line.rstrip() for line in captured.get().splitlines()]
-
-
-def html_table(
-    columns: Sequence[Column[Row]],
-    rows: Iterable[Row],
-    label: str,
-    *,
-    group: Callable[[Row], object] | None = None,
-    css: str = "",
-    id: str = "",
-    frame: str = "card",
-    foot: Sequence[str] = (),
-) -> Markup:
-    """A table as HTML, which scrolls within itself and is reachable with the keyboard; everything is escaped.
-
-    Args:
-        label: its name for those who do not see it.
-        group: neighbours with one value share their first cell, which is the head of the group.
-        css, id: of the table.
-        frame: class of the box around it.
-        foot: cells of a last line.
-    """
-    there = [column for column in columns if column.page is not None]
-    classes = ["" if group and not place else column.css for place, column in enumerate(there)]
-    heads = _join(
-        _cell("th", escape(column.page or ""), scope="col", css=css.removesuffix(" strong"))
-        for column, css in zip(there, classes, strict=True)
-    )
-    bodies: list[Markup] = []
-    for _, found in groupby(rows, group or (lambda _: None)):
-        members = list(found)
-        lines = [
-            _line(
-                Markup() if group and number else _first(there[0], row, classes[0], len(members) if group else 0),
-                (
-                    _cell("td", _content(column, row), css=css, value=column.value(row) if column.value else None)
-                    for column, css in zip(there[1:], classes[1:], strict=True)
-                ),
-            )
-            for number, row in enumerate(members)
-        ]
-        bodies.append(Markup("<tbody>\n{}</tbody>\n").format(_join(lines)))
-    last = Markup()
-    if foot:
-        rest = (_cell("td", escape(text), css=css) for text, css in zip(foot[1:], classes[1:], strict=True))
-        last = Markup("<tfoot>{}</tfoot>\n").format(_line(_cell("th", escape(foot[0]), scope="row"), rest))
-    return Markup(
-        '<div class="scroll {}" role="region" aria-label="{}" tabindex="0">\n<table{}{}>\n<thead><tr>{}</tr></thead>\n'
-        "{}{}</table>\n</div>"
-    ).format(
-        frame,
-        label,
-        Markup(' class="{}"').format(css) if css else "",
-        Markup(' id="{}"').format(id) if id else "",
-        heads,
-        _join(bodies) or Markup("<tbody></tbody>\n"),
-        last,
-    )
-
-
-def _first(column: Column[Row], row: Row, css: str, rows: int) -> Markup:
-    """The head of a row, or of a group of rows."""
-    content = _content(column, row)
-    if rows:
-        return _cell("th", content, scope="rowgroup", css=css, rowspan=rows)
-    return _cell("th", content, scope="row", css=css)
-
-
-def _content(column: Column[Row], row: Row) -> Markup:
-    return column.markup(row) if column.markup else escape(printable(column.cell(row)))
-
-
-def _line(first: Markup, others: Iterable[Markup]) -> Markup:
-    return Markup("<tr>{}{}</tr>\n").format(first, _join(others))
-
-
-def _cell(
-    tag: str, content: Markup, *, css: str = "", scope: str = "", rowspan: int = 0, value: float | None = None
-) -> Markup:
-    attributes = {"scope": scope, "class": css, "rowspan": rowspan or "", "data-v": "" if value is None else value}
-    spelt = _join(Markup(' {}="{}"').format(name, one) for name, one in attributes.items() if one != "")
-    return Markup("<{0}{1}>{2}</{0}>").format(tag, spelt, content)
-
-
-def _join(parts: Iterable[Markup]) -> Markup:
-    return Markup().join(parts)

@@ -9,7 +9,7 @@ from lbm_lora.fidelity.outputs import OutputComparison, VariantSummary, worst_fi
 from lbm_lora.fidelity.weights import (
     TensorResult,
     WeightReport,
-    block_order,
+    blocks_in_order,
     extremes,
     ledger_entries,
     rank_summary,
@@ -137,8 +137,7 @@ def _total(weights: WeightReport, *, has_images: bool) -> list[str]:
 
 
 def _blocks(weights: WeightReport) -> list[str]:
-    by_name = {block.block: block for block in weights.blocks}
-    blocks = [by_name[name] for name in block_order(weights.rows) if name in by_name]
+    blocks = blocks_in_order(weights)
     if not blocks:
         return []
     largest = sorted(blocks, key=lambda block: -block.error_share)[:_MOST_BLOCKS]

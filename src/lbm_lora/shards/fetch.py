@@ -24,7 +24,7 @@ from filelock import FileLock
 from webdataset.gopen import Pipe, gopen
 
 from lbm_lora.errors import ConfigError, DataError, Option, OutputError, home_path, listing, not_there, plural
-from lbm_lora.files import atomic_path, identity_of
+from lbm_lora.files import atomic_path
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards.samples import ends_digest
 
@@ -41,12 +41,9 @@ _SCHEMES = ("http", "https", "ftps", "sftp", "hf", "gs", "ais")
 def local_shards(
     shards: Sequence[str], *, cache_dir: Path | None, allow_pipe: bool, progress: Progress = SILENT
 ) -> list[Path]:
-    """Return a local, uncompressed file for each shard, in order.
+    """Return a local, uncompressed file for each shard, a path or a URL without patterns, in order.
 
-    Args:
-        shards: paths and URLs (http, https, ftps, sftp, hf, gs, ais, and `pipe:` commands), without patterns.
-        cache_dir: folder for copies.
-        allow_pipe: run the shell commands of `pipe:` shards.
+    Copies are made in `cache_dir`. `allow_pipe` runs the shell commands of `pipe:` shards.
     """
     paths = list(map(path_of, shards))
     for shard, path in zip(shards, paths, strict=True):
@@ -60,10 +57,6 @@ def local_shards(
         first = not_there(missing[0], (missing[0].suffix,))
         more = f" Nor do {listing(map(str, missing[1:]))}." if len(missing) > 1 else ""
         raise DataError(f"{len(missing):,} of {plural(len(shards), 'shard')} not found: {first}{more}")
-    first_of = {identity_of(path): path for path in reversed(there)}
-    twice = [str(path) for path in there if first_of[identity_of(path)] is not path]
-    if twice:
-        raise DataError(f"shards are named twice: {listing(twice)}. Their samples would count double.")
     if None in paths:
         progress.start(len(shards), "fetching shards")
     local: list[Path] = []

@@ -15,18 +15,17 @@ The position therefore also determines the random numbers and the schedule. A sa
 there is never a result without the state of its run.
 """
 
-import math
 import os
 import re
 import shutil
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Annotated, Any, ClassVar, cast
 
 import torch
-from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -36,7 +35,7 @@ from lbm_lora.errors import ConfigError, not_there
 from lbm_lora.files import MARK, atomic_path, cannot_write, check_regular, is_same
 from lbm_lora.progress import Progress
 from lbm_lora.training.data.pairs import PairIndex
-from lbm_lora.training.settings.train_config import STATE_NAME, TrainConfig
+from lbm_lora.training.settings import STATE_NAME, TrainConfig
 from lbm_lora.training.trainee import Write, part_digest, same_settings
 
 try:
@@ -52,7 +51,6 @@ Values = dict[str, Tensor]
 _PATIENCE = 10.0  # seconds: the processes that load data for a killed run hold its folder a little longer
 _STEP = re.compile(r"step-(\d{6,})\.safetensors")
 _INSTEAD = "Remove it to start again, or continue from the last save with lora_weights_path."
-_SETTINGS = TypeAdapter(dict[str, JsonValue])
 _Count = Annotated[int, Field(ge=0, le=10**15)]
 
 _SAME = (
@@ -88,16 +86,11 @@ class RunFolder:
 
     def step_files(self) -> dict[int, Path]:
         """Return the numbered results by step, in their order."""
-        found = self.path.glob("step-*.safetensors")
-        return dict(sorted((int(match[1]), path) for path in found if (match := _STEP.fullmatch(path.name))))
+        there = self.path.glob("step-*.safetensors")
+        return dict(sorted((int(match[1]), path) for path in there if (match := _STEP.fullmatch(path.name))))
 
     def grids(self) -> list[Path]:
-        """Return the pictures that are there."""
         return sorted(self.grid(0).parent.glob("step-*.png"))
-
-    def results(self) -> list[Path]:
-        """Return the results that are there."""
-        return [*self.step_files().values(), *(path for path in (self.last, self.best) if path.exists())]
 
     def save(self, step: int, write: Write, values: Values, *, keep: int | None, again: bool = False) -> None:
         """Write the result of a step, make it the last one, and remove the oldest results before it.
@@ -123,8 +116,7 @@ class RunFolder:
         """Keep the folder to one run. A new folder to which nothing is written is removed again."""
         from filelock import FileLock, Timeout  # which a refinement does not need
 
-        is_new = not self.path.exists()
-        lock = FileLock(self.path / ".lock", timeout=_PATIENCE)
+        is_new, lock = not self.path.exists(), FileLock(self.path / ".lock", timeout=_PATIENCE)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with suppress(NotImplementedError):  # a disk without locks
@@ -139,10 +131,10 @@ class RunFolder:
             yield
         finally:
             with suppress(OSError):
-                (self.path / ".lock").unlink()
+                Path(lock.lock_file).unlink()
             lock.release()
-            with suppress(OSError):
-                if is_new:
+            if is_new:
+                with suppress(OSError):
                     self.path.rmdir()
 
 
@@ -153,15 +145,13 @@ class TrainState:
     Attributes:
         step: completed optimizer steps.
         epoch, batch: the next batch of the data.
-        values: trainable values by name, fp32.
-        optimizer: name -> the optimizer's state for it.
+        values: trainable values by name, fp32; `optimizer` is the optimizer's state for each.
         average: the moving average, if there is one; of a refinement, the values of the best LoRA so far.
         origins: module -> (down, up) of its `InitialFactors`.
         best: the best metric so far; larger is better.
         best_step: the step after which it was measured; without `best`, that of another validation.
         validated: the last step after which a validation ran; -1 for none.
-        identity: values that must match for the state to be usable.
-        config: all keys, to report what has changed.
+        identity: values that must match for the state to be usable; `config` is all keys, to report what has changed.
         part: digest of the part of the run since its settings were changed last, which results carry. It depends on
             all that went before. Empty in states of earlier versions.
         measured: digest of what scores were measured on; of a run without validation, and of earlier versions, None.
@@ -187,7 +177,7 @@ class TrainState:
 
 
 class _Target:
-    """A file for `torch.save` that keeps the reason why a write failed: torch raises a RuntimeError without it."""
+    """File for `torch.save` that keeps the reason why a write failed: torch raises a RuntimeError without it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.error: OSError | None = None
@@ -211,10 +201,8 @@ def save_state(state: TrainState, path: Path, *, mark: str) -> None:
         target = _Target(file)
         try:
             torch.save(held, target)  # pyright: ignore[reportArgumentType]
-        except Exception:
-            if target.error is None:
-                raise
-            raise target.error from None
+        except Exception as error:
+            raise target.error or error from None
 
 
 def load_state(path: Path) -> TrainState:
@@ -228,64 +216,39 @@ def load_state(path: Path) -> TrainState:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
     except Exception as error:  # a damaged pickle may raise nearly anything (documentation of pickle)
         raise ConfigError(f"{path} is not the state of a training run ({type(error).__name__}). Remove it.") from None
-    entries = cast(dict[str, Any], held) if isinstance(held, dict) else {}
-    if "format" not in entries:
+    if not isinstance(held, dict) or "format" not in held:
         raise ConfigError(f"{path} is not the state of a training run: it holds no such entries. Give its resume.pt.")
+    entries = cast(dict[str, Any], held)
     if entries["format"] != FORMAT:
         raise ConfigError(f"{path} has another version's format. Start again in another save_ckpt_path.")
     try:
-        state = TypeAdapter(TrainState).validate_python(entries)
-        for settings in (state.identity, state.config):
-            _SETTINGS.validate_python(settings)
+        return TypeAdapter(TrainState).validate_python(entries)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(
             f"{path} is damaged: {'.'.join(map(str, first['loc'][:2]))}: {first['msg']}. {_INSTEAD}"
         ) from None
-    strange = [name for name, value in _numbers(state) if not _is_plain(value)]
-    if strange:
-        raise ConfigError(f"{path} is damaged: {strange[0]} holds no plain numbers. {_INSTEAD}")
-    return state
-
-
-def _numbers(state: TrainState) -> Iterator[tuple[str, object]]:
-    """Yield what must be numbers, one or many, by what it belongs to."""
-    yield from state.values.items()
-    yield from (state.average or {}).items()
-    yield from ((name, factor) for name, factors in state.origins.items() for factor in factors)
-    yield from ((name, value) for name, kept in state.optimizer.items() for value in kept.values())
-
-
-def _is_plain(value: object) -> bool:
-    """Return whether a value is a number, or a tensor that holds one real number after another; sparse ones do not."""
-    if not isinstance(value, Tensor):
-        return value is None or (isinstance(value, int | float) and abs(value) < math.inf)
-    is_odd = value.is_complex() or value.is_quantized or value.is_nested
-    return value.layout == torch.strided and value.device.type == "cpu" and not is_odd
 
 
 def check_values(state: TrainState, parameters: Mapping[str, nn.Parameter], path: Path) -> None:
     """Check that a state has what the parameters of a run need, before it is restored."""
     for name, parameter in parameters.items():
-        for held in (state.values, state.average):
-            value = None if held is None else held.get(name)
-            if held is not None and (value is None or value.shape != parameter.shape or not is_finite(value)):
-                raise ConfigError(
-                    f"{path} is damaged: {name} must have finite values of shape {tuple(parameter.shape)}. {_INSTEAD}"
-                )
+        held = [values.get(name) for values in (state.values, state.average) if values is not None]
         kept = [value for value in state.optimizer.get(name, {}).values() if isinstance(value, Tensor)]
-        if not all(map(is_finite, kept)):
-            raise ConfigError(f"{path} is damaged: the optimizer's values of {name} are not finite. {_INSTEAD}")
+        are_fit = all(value is not None and value.shape == parameter.shape for value in held)
+        if not are_fit or not all(is_finite(value) for value in (*held, *kept) if value is not None):
+            raise ConfigError(
+                f"{path} is damaged: {name} must have finite values of shape {tuple(parameter.shape)}. {_INSTEAD}"
+            )
 
 
 def on_cpu(value: Tensor) -> Tensor:
-    """Return a complete copy on the CPU; every process must call this."""
+    """Return a complete copy on the CPU; every process must call this, and the next ones."""
     value = value.detach()
     return (value.full_tensor() if isinstance(value, DTensor) else value).to("cpu", copy=True)
 
 
 def copied(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return complete copies on the CPU by name; every process must call this."""
     return {name: on_cpu(value) for name, value in values.items()}
 
 
@@ -298,7 +261,7 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def optimizer_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, dict[str, Any]]:
-    """Return an optimizer's state by the names of its parameters, on the CPU; every process must call this."""
+    """Return an optimizer's state by the names of its parameters, on the CPU."""
     held: Mapping[Tensor, Mapping[str, Any]] = optimizer.state
     return {
         name: {key: on_cpu(value) if isinstance(value, Tensor) else value for key, value in held[parameter].items()}
@@ -328,7 +291,6 @@ def restore(
 
 
 def state_file(config: TrainConfig) -> Path:
-    """Return the file of the state that a run resumes from."""
     return RunFolder(config.save_ckpt_path).state if config.resume in ("auto", "never") else Path(config.resume)
 
 
@@ -356,8 +318,7 @@ def identity_of(config: TrainConfig, base: str, around: str, pairs: PairIndex, w
     """Return the values that must match when the run resumes.
 
     Args:
-        base: digest of the base's denoiser.
-        around: digest of its VAE and of the model's configuration.
+        base, around: digests of the base's denoiser, and of its VAE and the model's configuration.
     """
     values = config.model_dump(mode="json")
     given = config.lora_weights_path
@@ -375,11 +336,7 @@ def identity_of(config: TrainConfig, base: str, around: str, pairs: PairIndex, w
 def resumed(
     state: TrainState, config: TrainConfig, identity: Mapping[str, Any], measured: str | None, progress: Progress
 ) -> TrainState:
-    """Return the state as the run goes on from it; what has changed is noted.
-
-    Args:
-        measured: digest of what scores are measured on now.
-    """
+    """Return the state as the run goes on from it; what has changed is noted. `measured` is the digest of now."""
     for key, value in identity.items():
         held = state.identity.get(key)
         if held != value:

@@ -16,12 +16,12 @@ from lbm_lora.progress import SILENT, Progress
 from lbm_lora.runtime import StopRequest
 from lbm_lora.training.checkpoint import RunFolder
 from lbm_lora.training.launch import open_fabric, quiet_lightning, shard
+from lbm_lora.training.learner import check_optimizer
 from lbm_lora.training.loop import Standing, TrainingLoop, is_complete, standing_of
 from lbm_lora.training.loss import BatchLoss
-from lbm_lora.training.optimizer import check_optimizer
-from lbm_lora.training.prepare import prepare
-from lbm_lora.training.run_log import check_logger, quiet_writer
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.prepare import PreparedRun
+from lbm_lora.training.run_log import check_logger
+from lbm_lora.training.settings import TrainConfig
 
 _BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
 """Classes of the denoiser whose parameters fsdp gathers together."""
@@ -29,13 +29,9 @@ _BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
 
 @dataclass(frozen=True, kw_only=True)
 class FitResult:
-    """Outcome of a run.
+    """Outcome of a run: its position and metrics, of `total` optimizer steps, and the number of trained parameters.
 
-    Attributes:
-        standing: its position and metrics.
-        total: optimizer steps of the complete run, including earlier parts.
-        learning: number of trainable parameters.
-        process: number of this process; process 0 writes the files.
+    `process` is the number of this process; process 0 writes the files.
     """
 
     folder: RunFolder
@@ -55,14 +51,16 @@ def fit(
         base_path: path of the base: `base_model_path`, or where it was created.
         path_config: the training file, if there is one: that of a run which goes on stays as the user has left it.
     """
-    _check(config)
+    config.check_files()
+    check_logger(config.logger)
+    _check_dtypes(config)
     began, folder = time.monotonic(), RunFolder(config.save_ckpt_path)
     with quiet_lightning(), open_checkpoint(base_path) as base, StopRequest() as stop:
         fabric = open_fabric(config.device, config.devices, config.num_nodes, config.strategy, _parallelized)
         check_optimizer(config, fabric.device)
         progress = progress if fabric.is_global_zero else SILENT
-        with folder.held() if fabric.is_global_zero else nullcontext(), quiet_writer():
-            run = prepare(config, base, fabric, progress)
+        with folder.held() if fabric.is_global_zero else nullcontext():
+            run = PreparedRun(config, base, fabric, progress)
             learning = sum(parameter.numel() for parameter in run.trainee.parameters.values())
             standing = standing_of(run.state)
             if is_complete(run):
@@ -72,9 +70,7 @@ def fit(
                 fabric.launch()
                 keeps_config = path_config is not None and is_same(folder.config, path_config)
                 with _named_loss(fabric.world_size):
-                    loop = TrainingLoop(run, fabric, progress, stop, keeps_config=keeps_config)
-                    loop.train()
-                standing = loop.standing
+                    standing = TrainingLoop(run, fabric, progress, stop, keeps_config=keeps_config).train()
     return FitResult(
         folder=folder,
         standing=standing,
@@ -99,9 +95,7 @@ def _named_loss(world: int) -> Generator[None]:
         ) from None
 
 
-def _check(config: TrainConfig) -> None:
-    config.check_files()
-    check_logger(config)
+def _check_dtypes(config: TrainConfig) -> None:
     if config.base_dtype == "fp16":
         raise ConfigError("base_dtype must be bf16 or float, got fp16: training computes in bf16 or fp32.")
     if config.precision == "32" and config.base_dtype != "float" and config.mode == "lora":

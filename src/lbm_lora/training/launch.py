@@ -32,9 +32,8 @@ def open_fabric(
     Its precision is fp32. The plugins for others cast everything that goes into a network, and a timestep of 999 does
     not exist in bf16; who wants to compute in bf16 does so under torch's autocast.
 
-    Args:
-        parallelize: what the strategy `fsdp` (FSDP2, which takes frozen and trainable parameters of different dtypes)
-            does with a module; see `shard`.
+    `parallelize` is what the strategy `fsdp` (FSDP2, which takes frozen and trainable parameters of different dtypes)
+    does with a module; see `shard`.
     """
     kind = resolve_device(device)
     share_cores(max(1, devices))
@@ -63,11 +62,9 @@ def is_sharded(fabric: Fabric) -> bool:
 
 
 def shard(network: nn.Module, blocks: Collection[str], mesh: Any) -> None:
-    """Give each process a part of a network's parameters, gathered block by block while it computes.
+    """Give each process on a device mesh a part of a network's parameters, gathered block by block while it computes.
 
-    Args:
-        blocks: names of the classes whose parameters are gathered together; the rest is one more block.
-        mesh: the device mesh that `parallelize` is called with.
+    The parameters of a module of the classes `blocks` are gathered together; the rest is one more block.
     """
     try:
         from torch.distributed.fsdp import fully_shard

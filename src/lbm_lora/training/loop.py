@@ -16,27 +16,21 @@ from lbm_lora.imaging.tensors import NotFiniteError
 from lbm_lora.progress import Pace, Progress, as_clock
 from lbm_lora.runtime import StopRequest
 from lbm_lora.training.checkpoint import TRAINING_STATE, TrainState, Values, save_state
-from lbm_lora.training.data.batches import loader_of
+from lbm_lora.training.data.batches import fill_latents, loader_of
 from lbm_lora.training.data.dataset import Batch, PairDataset
-from lbm_lora.training.data.latents import fill_latents
-from lbm_lora.training.learner import Learner
-from lbm_lora.training.optimizer import rate_factor
+from lbm_lora.training.learner import Learner, rate_factor
 from lbm_lora.training.prepare import PreparedRun
 from lbm_lora.training.run_log import Meter, RunLog
-from lbm_lora.training.settings.train_config import RUN_LINE
+from lbm_lora.training.settings import RUN_LINE
 from lbm_lora.training.trainee import trained_steps
 from lbm_lora.training.validation import SAMPLES, Scores
 
 
 @dataclass
 class Standing:
-    """Position and metrics of a run.
+    """Position of a run, as in `TrainState`, and its last metrics: NaN and None before the first ones.
 
-    Attributes:
-        step, epoch, batch, best, best_step, validated: as in `TrainState`.
-        loss: mean over the last logged steps; NaN before the first log line.
-        scores: scores of the last validation.
-        stopped_by: name of the signal that stopped the run early, else empty.
+    `stopped_by` is the name of the signal that stopped it early, else empty.
     """
 
     step: int = 0
@@ -51,7 +45,6 @@ class Standing:
 
     @property
     def position(self) -> dict[str, Any]:
-        """Return what a state holds of it."""
         names = ("step", "epoch", "batch", "best", "best_step", "validated")
         return {name: getattr(self, name) for name in names}
 
@@ -75,10 +68,9 @@ def _lacks_result(run: PreparedRun) -> bool:
 
 
 class TrainingLoop:
-    """Run a prepared training to its end, or until a signal arrives.
+    """Training of a prepared run, whose processes are started.
 
     Args:
-        fabric: its processes are started.
         keeps_config: whether the configuration in the folder is the user's own, and stays.
     """
 
@@ -94,7 +86,7 @@ class TrainingLoop:
         self._next = self.standing.epoch, self.standing.batch
         self._saved = None if _lacks_result(run) else run.done
 
-    def train(self) -> None:
+    def train(self) -> Standing:
         """Train to the end, or until a signal arrives."""
         run, config, standing = self._run, self._run.config, self.standing
         draws = run.batches.through(config.max_epochs, epoch=standing.epoch, batch=standing.batch)
@@ -121,6 +113,7 @@ class TrainingLoop:
                 self._save(self._result())
         if self._log is not None:
             self._log.close()
+        return standing
 
     def _pairs(self) -> PairDataset:
         """Return the training pairs, with cached latents if requested: each process computes its share of them."""
@@ -140,18 +133,11 @@ class TrainingLoop:
         return run.train.with_latents(run.latents, images=run.config.pixel_loss_weight > 0)
 
     def _check_start(self) -> None:
-        """Check that all processes begin alike: each has read the training file and the state itself."""
-        step, own = self.standing.step, self._run.config.model_dump_json()
-        first, settings = self._fabric.broadcast((step, own))
-        if settings != own:
+        first = self._fabric.broadcast(self.standing.step)
+        if first != self.standing.step:
             raise ConfigError(
-                f"process {self._fabric.global_rank} has other settings than process 0: the training file was changed "
-                "while the run began. Start it again."
-            )
-        if first != step:
-            raise ConfigError(
-                f"process {self._fabric.global_rank} resumes after step {step:,}, but process 0 after step {first:,}: "
-                f"{self._run.folder.path} must be the same folder on all machines."
+                f"process {self._fabric.global_rank} resumes after step {self.standing.step:,}, but process 0 after "
+                f"step {first:,}: {self._run.folder.path} must be the same folder on all machines."
             )
 
     def _accumulate(self, batches: Iterator[Batch]) -> bool:
@@ -168,7 +154,6 @@ class TrainingLoop:
         return True
 
     def _report_if_due(self) -> None:
-        """Write a log line and a log row if due; a loss that is not finite ends the run."""
         config, standing, total = self._run.config, self.standing, self._run.total
         if standing.step < total and standing.step % config.log_interval:
             return
@@ -282,7 +267,6 @@ class TrainingLoop:
         log.grid(images, path, step)
 
     def _diverged(self, what: str) -> QualityError:
-        """Return the error of a run that has diverged, which names the last save."""
         last = f"The last save is of step {self._saved:,}: {self._run.folder.last}."
         return QualityError(
             f"{what} at step {self.standing.step}: training has diverged. Lower learning_rate or gradient_clip. "

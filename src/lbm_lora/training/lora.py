@@ -1,4 +1,6 @@
-"""A trainable LoRA in a live denoiser: PEFT's layers, and fp32 parameters for biases and norms; its export as adapter.
+"""A trainable LoRA: its plan, from patterns and shapes; PEFT's layers in a live denoiser; its export as adapter.
+
+rsLoRA (arXiv 2312.03732), which scales by alpha / sqrt(rank), is planned as alpha * sqrt(rank), as a file holds it.
 
 The base's own parameters are frozen and keep their dtype; trainable parameters are always fp32. Their names do not
 depend on PEFT: `<module>.lora_down`, `<module>.lora_up`, and the param name of a bias or norm.
@@ -10,8 +12,9 @@ expressed relative to W again.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import sqrt
 from typing import TypeVar, cast
 
 import torch
@@ -21,11 +24,10 @@ from torch import Tensor, nn
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule
 from lbm_lora.apply import ScaledAdapter, fuse_module
-from lbm_lora.blocks import is_finite
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import AdapterError, ConfigError, listing
 from lbm_lora.factorize import rank_bound
-from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName, leaf_of, module_of
-from lbm_lora.training.plan import PlannedLora, TrainPlan
+from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName, bias_of, leaf_of, module_of, select, weight_of
+from lbm_lora.training.settings import ModelSettings
 
 DOWN, UP = ".lora_down", ".lora_up"
 _TAKES_OUT = ("pissa", "olora")
@@ -33,6 +35,156 @@ _ADAPTER = "default"
 _PATHS = {DOWN: f".lora_A.{_ADAPTER}.weight", UP: f".lora_B.{_ADAPTER}.weight"}
 
 Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedLora:
+    """One lora module; a frozen one acts in the forward pass but does not change. Alpha is that of a file."""
+
+    name: ModuleName
+    rank: int
+    alpha: float
+    is_conv: bool
+    learns: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """Plan of a trainable LoRA: lora modules in the network's order; biases and norms that train with their factors."""
+
+    loras: tuple[PlannedLora, ...]
+    dense: tuple[ParamName, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Modules of a network, by what can be trained in them.
+
+    Attributes:
+        layers: shapes of weights that can take a LoRA: Linear, and Conv2d of one group, zero padding and dilation 1.
+        norms: modules whose weight has one dimension.
+        biased: modules with a bias.
+    """
+
+    layers: Mapping[ModuleName, tuple[int, ...]]
+    norms: tuple[ModuleName, ...]
+    biased: frozenset[ModuleName]
+
+
+def layout_of(network: nn.Module) -> Layout:
+    """Return the layout of a network without a LoRA."""
+    layers: dict[ModuleName, tuple[int, ...]] = {}
+    norms: list[ModuleName] = []
+    biased: set[ModuleName] = set()
+    for name, module in network.named_modules():
+        weights = dict(module.named_parameters(recurse=False))
+        if "weight" in weights and weights["weight"].dim() == 1:
+            norms.append(ModuleName(name))
+        elif isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and _is_plain(module)):
+            layers[ModuleName(name)] = tuple(module.weight.shape)
+        if "bias" in weights:
+            biased.add(ModuleName(name))
+    return Layout(layers=layers, norms=tuple(norms), biased=frozenset(biased))
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    return conv.groups == 1 and conv.padding_mode == "zeros" and set(conv.dilation) == {1}
+
+
+def modules_in(layout: Layout, adapter: Adapter) -> list[ModuleName]:
+    """Return the modules of an adapter in the network's order."""
+    strange = [name for name in adapter.modules if name not in layout.layers]
+    if strange:
+        raise AdapterError(
+            f"{adapter.label}: {len(strange)} of its modules are neither Linear nor plain Conv2d in the denoiser: "
+            f"{listing(strange, limit=3)}."
+        )
+    return [name for name in layout.layers if name in adapter.modules]
+
+
+def plan_new(layout: Layout, keys: ModelSettings) -> TrainPlan:
+    """Plan a new LoRA on the modules that both `lora_target_modules` and `trainable_lora_modules` select.
+
+    If several patterns of `rank_pattern` or `alpha_pattern` match a module, the last one applies. A rank above the
+    bound of a matrix is lowered to it; the scaling stays as requested.
+    """
+    targets = _selected(layout.layers, keys.lora_target_modules)
+    learning = _learning(layout, keys, targets)
+    chosen = {name: layout.layers[name] for name in targets if name in learning}
+    if not chosen:
+        raise ConfigError("trainable_lora_modules selects none of the modules that lora_target_modules selects.")
+    ranks, alphas = _by_pattern(chosen, keys.rank_pattern), _by_pattern(chosen, keys.alpha_pattern)
+    loras = tuple(_new_lora(name, shape, ranks.get(name), alphas.get(name), keys) for name, shape in chosen.items())
+    return TrainPlan(loras=loras, dense=_dense(layout, keys, learning, chosen))
+
+
+def plan_continued(layout: Layout, keys: ModelSettings, adapter: Adapter) -> TrainPlan:
+    """Plan the LoRA of a file, each module with its own rank and alpha."""
+    modules = {name: adapter.modules[name] for name in modules_in(layout, adapter)}
+    learning = _learning(layout, keys, modules)
+    loras = tuple(
+        PlannedLora(
+            name=name, rank=one.rank, alpha=one.alpha, is_conv=len(layout.layers[name]) > 2, learns=name in learning
+        )
+        for name, one in modules.items()
+    )
+    dense = _dense(layout, keys, learning, modules)
+    if not dense and not any(lora.learns for lora in loras):
+        raise ConfigError(f"lora_weights_path {adapter.label} has no trainable modules.")
+    return TrainPlan(loras=loras, dense=dense)
+
+
+def _learning(layout: Layout, keys: ModelSettings, names: Iterable[ModuleName]) -> set[ModuleName]:
+    return set(_selected([*names, *(layout.norms if keys.train_norms else ())], keys.trainable_lora_modules))
+
+
+def _new_lora(
+    name: ModuleName, shape: tuple[int, ...], rank: int | None, alpha: float | None, keys: ModelSettings
+) -> PlannedLora:
+    is_conv = len(shape) > 2
+    asked = rank or (keys.lora_conv_rank if is_conv else None) or keys.lora_rank
+    assert asked is not None
+    alpha = alpha or (keys.lora_conv_alpha if is_conv else keys.lora_alpha) or float(asked)
+    kept = min(asked, rank_bound(shape))
+    if keys.init_lora == "orthogonal" and not is_conv and kept % 2:
+        raise ConfigError(f"init_lora orthogonal needs even ranks, but {name} of shape {shape} can only have {kept}.")
+    alpha = alpha * sqrt(kept) if keys.use_rslora else alpha * kept / asked
+    return PlannedLora(name=name, rank=kept, alpha=alpha, is_conv=is_conv, learns=True)
+
+
+def _selected(names: Iterable[ModuleName], patterns: Sequence[str] | None) -> list[ModuleName]:
+    """Return the names that a pattern matches, in order; all of them if there are no patterns."""
+    names = list(names)
+    chosen = names if patterns is None else select(names, patterns, prefix=DENOISER_PREFIX)
+    return [name for name in names if name in chosen]
+
+
+def _by_pattern(names: Iterable[ModuleName], patterns: Mapping[str, Value]) -> dict[ModuleName, Value]:
+    """Return the value of the last matching pattern for each name that has one."""
+    found: dict[ModuleName, Value] = {}
+    for pattern, value in patterns.items():
+        found |= dict.fromkeys(_selected(names, [pattern]), value)
+    return found
+
+
+def _dense(
+    layout: Layout, keys: ModelSettings, learning: Container[ModuleName], lora_modules: Iterable[ModuleName]
+) -> tuple[ParamName, ...]:
+    """Return the biases of trainable lora modules, and the trainable norms."""
+    names: list[ParamName] = []
+    if keys.train_biases:
+        names += [bias_of(name) for name in lora_modules if name in learning and name in layout.biased]
+        if not names:
+            raise ConfigError("train_biases is on, but no trainable module has a bias. Remove it.")
+    if keys.train_norms:
+        norms = [name for name in layout.norms if name in learning]
+        if not norms:
+            raise ConfigError(
+                "train_norms is on, but trainable_lora_modules selects no normalisation layer. Add a pattern for "
+                f"them; the first ones are {listing(layout.norms, limit=3)}."
+            )
+        names += [weight_of(name) for name in norms] + [bias_of(name) for name in norms if name in layout.biased]
+    return tuple(names)
 
 
 @dataclass(frozen=True)
@@ -48,8 +200,6 @@ class LiveAdapter:
     """A denoiser with a trainable LoRA.
 
     Attributes:
-        denoiser: the denoiser with PEFT's layers.
-        plan: plan of the injected LoRA.
         given: the adapter that training continues; empty for a new LoRA.
         base: base values of the trainable dense parameters.
         initial: initial factors of the modules whose base weight the initialisation changed.
@@ -87,9 +237,8 @@ def inject_plan(
 
     Args:
         given: the adapter whose modules and dense deltas are injected; None for a new LoRA.
-        init: initialisation of a new LoRA's linear layers; convs always use PEFT's default.
+        init: initialisation of a new LoRA's linear layers, drawn from `seed`; convs always use PEFT's default.
         dropout: dropout on the inputs of the trainable lora modules, in training mode.
-        seed: seed of a new LoRA's weights.
         initial: initial factors of an earlier injection with the same plan, to subtract exactly again.
     """
     adapter = given or Adapter({}, {})
@@ -97,7 +246,7 @@ def inject_plan(
     if frozen:
         fuse_module(denoiser, [ScaledAdapter(replace(adapter, modules={}, dense=frozen))])
     base = {name: _make_trainable(denoiser, name, adapter.dense.get(name)) for name in plan.dense}
-    weights = {lora.name: _weight(denoiser, lora.name).detach() for lora in plan.loras}
+    weights = {lora.name: denoiser.get_parameter(weight_of(lora.name)).detach() for lora in plan.loras}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _inject(denoiser, plan, init="default" if given or initial else init, dropout=dropout)
@@ -106,7 +255,8 @@ def inject_plan(
         layer, weight = cast(LoraLayer, denoiser.get_submodule(lora.name)), weights[lora.name]
         _settle(layer, adapter.modules.get(lora.name))
         if init.startswith(_TAKES_OUT) and not lora.is_conv:
-            factors = _initial(lora.name, initial or {}, layer)
+            down, up = (factor.detach().cpu().clone() for factor in _factors(layer))
+            factors = (initial or {}).get(lora.name) or InitialFactors(down, up)
             delta = lora.alpha / lora.rank * (factors.up @ factors.down)
             weight = (weight.float() - delta.to(weight.device)).to(weight.dtype)
             taken[lora.name] = factors
@@ -127,10 +277,6 @@ def _make_trainable(denoiser: nn.Module, name: ParamName, delta: Tensor | None) 
     return base
 
 
-def _weight(denoiser: nn.Module, name: ModuleName) -> nn.Parameter:
-    return denoiser.get_parameter(f"{name}.weight")
-
-
 def _inject(denoiser: nn.Module, plan: TrainPlan, *, init: str, dropout: float) -> None:
     """Replace the planned modules by PEFT's layers.
 
@@ -146,7 +292,7 @@ def _inject(denoiser: nn.Module, plan: TrainPlan, *, init: str, dropout: float) 
             # an fp32 copy: PEFT changes weights in place, which may be read-only views of a file, and gives the
             # factors their precision
             for name in names:
-                weight = _weight(denoiser, name)
+                weight = denoiser.get_parameter(weight_of(name))
                 weight.data = weight.data.float().clone()
         config = LoraConfig(
             target_modules="|".join(map(re.escape, names)),
@@ -172,32 +318,19 @@ def _patterns(names: Iterable[ModuleName], values: Iterable[Value]) -> dict[str,
 def _settle(layer: LoraLayer, given: LoraModule | None) -> None:
     """Set fp32 weights, from the file if there is one."""
     device = cast(Tensor, layer.get_base_layer().weight).device
-    for factors, values in ((layer.lora_A, given and given.down), (layer.lora_B, given and given.up)):
-        weight = cast(nn.Parameter, factors[_ADAPTER].weight)
+    for weight, values in zip(_factors(layer), (given and given.down, given and given.up), strict=True):
         # a copy: the file's tensors are views of it
         weight.data = weight.data.float() if values is None else values.to(device, torch.float32, copy=True)
 
 
-def _initial(name: ModuleName, kept: Mapping[ModuleName, InitialFactors], layer: LoraLayer) -> InitialFactors:
-    down, up = (cast(Tensor, factors[_ADAPTER].weight) for factors in (layer.lora_A, layer.lora_B))
-    if name not in kept:
-        return InitialFactors(down.detach().cpu().clone(), up.detach().cpu().clone())
-    for one, other in ((kept[name].down, down), (kept[name].up, up)):
-        if one.shape != other.shape or not is_finite(one):
-            raise ConfigError(
-                f"the state of the run is damaged: the initial factors of {name} have shape {tuple(one.shape)} instead "
-                f"of {tuple(other.shape)}, or are not finite. Remove it to start again."
-            )
-    return kept[name]
+def _factors(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
+    return cast(nn.Parameter, layer.lora_A[_ADAPTER].weight), cast(nn.Parameter, layer.lora_B[_ADAPTER].weight)
 
 
 def export_adapter(live: LiveAdapter, values: Mapping[str, Tensor], metadata: AdapterMetadata) -> Adapter:
-    """Return everything that acts in the forward pass as an adapter, in fp32.
+    """Return everything that acts in the forward pass as an adapter, in fp32, with `values` for `live.parameters`.
 
     Frozen modules and dense deltas keep the exact values of their file.
-
-    Args:
-        values: values of `live.parameters` by name, current or averaged.
     """
     modules = {lora.name: _exported(lora, live, values) for lora in live.plan.loras}
     dense = {name: delta.float() for name, delta in live.given.dense.items()}
@@ -231,5 +364,4 @@ def _exported(lora: PlannedLora, live: LiveAdapter, values: Mapping[str, Tensor]
 
 
 def _on_cpu(value: Tensor) -> Tensor:
-    """Copy to fp32 on the CPU, independent of the parameter, which keeps training."""
     return value.detach().to("cpu", torch.float32, copy=True)

@@ -10,8 +10,8 @@ depend on the batch, on the process or device, or on earlier draws.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
 import xxhash
@@ -23,12 +23,11 @@ from lbm_lora.model import bridge
 from lbm_lora.model.bridge_pipeline import standard_normal
 from lbm_lora.model.build import LBMModel
 from lbm_lora.model.config import LBMConfig
-from lbm_lora.training.data.dataset import Batch
-from lbm_lora.training.settings.learning_keys import SAMPLINGS, ObjectiveSettings
-from lbm_lora.training.settings.training_file import check_shares
+from lbm_lora.training.data.dataset import Batch, Images
+from lbm_lora.training.data.latents import Latents
+from lbm_lora.training.settings import SAMPLINGS, ObjectiveSettings
+from lbm_lora.training.training_file import check_shares
 
-Images = Float[Tensor, "batch 3 height width"]
-Latents = Float[Tensor, "batch channels rows columns"]
 Losses = Float[Tensor, " batch"]
 Mask = Float[Tensor, "batch planes mask_height mask_width"]
 """White (1) counts in the loss, black (0) does not; only the first plane is read."""
@@ -44,13 +43,9 @@ _WHITE = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What a run minimises, with every value resolved.
+    """What a run minimises: values of the keys of the same names, none of them None.
 
-    Attributes:
-        pixel_loss_max_size: longest side of the crop for the pixel loss, in pixels.
-        selected_timesteps: timesteps of custom_timesteps, each in (0, 1000]; empty for the other samplings.
-        prob: their probabilities, which add up to 1.
-        logit_mean, logit_std: parameters of the normal distribution of log_normal.
+    `selected_timesteps`, each in (0, 1000], and `prob` are those of custom_timesteps; empty for the other samplings.
     """
 
     latent_loss_type: Literal["l2", "l1"]
@@ -75,38 +70,26 @@ def objective_of(config: ObjectiveSettings, lbm: LBMConfig) -> Objective:
                 f"{key} needs timestep_sampling {needed}, but the base's own is {sampling}. "
                 f"Add timestep_sampling: {needed}, or remove {key}."
             )
-    timesteps, prob = _selected(config, lbm) if sampling == "custom_timesteps" else ((), ())
-
-    def first(*values: float | None) -> float:
-        return next(value for value in values if value is not None)
-
-    return Objective(
-        latent_loss_type=config.latent_loss_type or lbm.latent_loss_type,
-        latent_loss_weight=config.latent_loss_weight,
-        pixel_loss_type=config.pixel_loss_type or lbm.pixel_loss_type,
-        pixel_loss_weight=config.pixel_loss_weight,
-        pixel_loss_max_size=config.pixel_loss_max_size,
-        timestep_sampling=sampling,
-        selected_timesteps=timesteps,
-        prob=prob,
-        logit_mean=first(config.logit_mean, lbm.logit_mean, 0.0),
-        logit_std=first(config.logit_std, lbm.logit_std, 1.0),
-        bridge_noise_sigma=first(config.bridge_noise_sigma, lbm.bridge_noise_sigma),
-    )
-
-
-def _selected(config: ObjectiveSettings, lbm: LBMConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return timesteps and their probabilities. New timesteps without probabilities are equally likely."""
-    timesteps = config.selected_timesteps or lbm.selected_timesteps
-    if not timesteps:
+    values: dict[str, Any] = {}
+    for field in fields(Objective):
+        given = getattr(config, field.name)
+        values[field.name] = getattr(lbm, field.name) if given is None else given
+    if config.selected_timesteps and not config.prob:
+        values["prob"] = None  # new timesteps without probabilities are equally likely
+    timesteps = values["selected_timesteps"]
+    if sampling != "custom_timesteps":
+        values |= {"selected_timesteps": (), "prob": ()}
+    elif not timesteps:
         raise ConfigError("timestep_sampling custom_timesteps needs selected_timesteps: the base's own has none.")
-    inherited = lbm.prob if config.selected_timesteps is None else None
-    prob = config.prob or inherited or (1 / len(timesteps),) * len(timesteps)
-    try:
-        check_shares("prob", prob, "selected_timesteps", len(timesteps))
-    except ValueError as error:
-        raise ConfigError(f"{error}.") from None
-    return timesteps, prob
+    else:
+        values["prob"] = values["prob"] or (1 / len(timesteps),) * len(timesteps)
+        try:
+            check_shares("prob", values["prob"], "selected_timesteps", len(timesteps))
+        except ValueError as error:
+            raise ConfigError(f"{error}.") from None
+    mean, std = (values[name] for name in ("logit_mean", "logit_std"))
+    values |= {"logit_mean": 0.0 if mean is None else mean, "logit_std": 1.0 if std is None else std}
+    return Objective(**values)
 
 
 def sample_generators(seed: int, epoch: int, sample_ids: Sequence[int], stream: str) -> list[torch.Generator]:
@@ -137,25 +120,6 @@ def _draw_timestep(objective: Objective, generator: torch.Generator) -> float:
     return objective.selected_timesteps[int(torch.multinomial(prob, 1, generator=generator))]
 
 
-def bridge_state(
-    objective: Objective,
-    source: bridge.Latent,
-    target: bridge.Latent,
-    timesteps: Float[Tensor, " batch"],
-    generators: Sequence[torch.Generator],
-) -> tuple[bridge.Latent, Float[Tensor, " batch"]]:
-    """Return the points of the bridge that a step trains on, and their sigmas (arXiv 2503.07535, equation 1).
-
-    Args:
-        source: source latents; the result has their dtype and device.
-        timesteps: one per sample, in (0, 1000].
-        generators: CPU generators of the noise, one per sample.
-    """
-    sigma = timesteps.to(source.device, torch.float32) / bridge.TRAIN_TIMESTEPS
-    noise = standard_normal(source, generators)
-    return bridge.interpolate(source, target, sigma, noise, objective.bridge_noise_sigma), sigma
-
-
 def latent_loss(
     objective: Objective, prediction: bridge.Latent, velocity: bridge.Latent, mask: Mask | None = None
 ) -> Losses:
@@ -172,42 +136,29 @@ def latent_loss(
 
 
 def pixel_loss(
-    objective: Objective,
-    decoded: Images,
-    target_image: Images,
-    mask: Mask | None,
-    generators: Sequence[torch.Generator],
-    lpips: Lpips | None = None,
+    objective: Objective, decoded: Images, target_image: Images, mask: Mask | None, lpips: Lpips | None = None
 ) -> Losses:
     """Return the distance of the decoded prediction, clamped to [-1, 1], from the target image (equation 7), in fp32.
 
-    It is measured on a random crop of each sample, of at most `pixel_loss_max_size` on a side. Smaller images are not
-    cropped, so latents and images may be cropped beforehand to reduce the decoder's work (`crop_windows`, `crop`).
-
     Args:
         mask: mask of the same pixels. LPIPS sees grey in both images where it is black.
-        generators: CPU generators of the crops, one per sample.
     """
-    height, width = decoded.shape[-2:]
-    windows = crop_windows(height, width, objective.pixel_loss_max_size, generators)
-    made, wanted = crop(decoded, windows).float().clamp(-1, 1), crop(target_image, windows).float()
-    valid = None if mask is None else crop(mask, windows)[:, :1] >= _WHITE
+    made, wanted = decoded.float().clamp(-1, 1), target_image.float()
+    valid = None if mask is None else mask[:, :1] >= _WHITE
     if objective.pixel_loss_type != "lpips":
         return _mean(_errors(objective.pixel_loss_type, made, wanted), valid)
-    if lpips is None:
-        raise ValueError("pixel_loss_type lpips needs the LPIPS network")
+    assert lpips is not None
     if valid is not None:
         made, wanted = made * valid, wanted * valid
     return lpips(made, wanted).float().reshape(len(made))
 
 
 def crop_windows(
-    height: int, width: int, size: int, generators: Sequence[torch.Generator], *, step: int = 1
+    height: int, width: int, size: int, generators: Sequence[torch.Generator], *, step: int
 ) -> list[Window]:
     """Draw a random window per sample, `size` pixels on a side or the full side if it is shorter.
 
-    Args:
-        step: a window that crops starts and ends at its multiples; `pixels_per_latent` if latents are cropped too.
+    A window that crops starts and ends at multiples of `step`: `pixels_per_latent` if latents are cropped too.
     """
     return [(_side(height, size, step, generator), _side(width, size, step, generator)) for generator in generators]
 
@@ -235,8 +186,6 @@ def crop(
 def latent_mask(mask: Mask, rows: int, columns: int) -> Bool[Tensor, "batch 1 rows columns"]:
     """Return the latent pixels that count: those without a black mask pixel, as in LBM's training."""
     height, width = mask.shape[-2:]
-    if height % rows or width % columns:
-        raise ValueError(f"a mask of {width}x{height} does not fit latents of {columns}x{rows}")
     black = (mask[:, :1] < _WHITE).float()
     return torch.nn.functional.max_pool2d(black, (height // rows, width // columns)) == 0
 
@@ -283,7 +232,9 @@ class BridgeStep:
     def losses_at(self, batch: Batch, timesteps: Float[Tensor, " batch"], *, stream: str) -> Losses:
         """Return the loss of each sample at given timesteps; equal names of the noise have equal noise."""
         source, target = self.latents(batch)
-        noisy, sigma = bridge_state(self.objective, source, target, timesteps, self._generators(batch, stream))
+        sigma = timesteps.to(source.device, torch.float32) / bridge.TRAIN_TIMESTEPS
+        noise = standard_normal(source, self._generators(batch, stream))
+        noisy = bridge.interpolate(source, target, sigma, noise, self.objective.bridge_noise_sigma)
         prediction = self.model.denoise(noisy, timesteps)
         mask = None if batch.mask is None else batch.mask.to(source.device)
         total = torch.zeros(len(source), device=source.device)
@@ -314,7 +265,7 @@ class BridgeStep:
             return torch.cat([precise.encode(image) for image in images.split(1)])
 
     def _pixel_loss(self, made: Latents, batch: Batch, mask: Tensor | None) -> Losses:
-        """Compute the pixel loss on a random window of the predicted target, decoding only that window."""
+        """Compute the pixel loss on a random window of `pixel_loss_max_size`, decoding only that window."""
         assert batch.target is not None, "a pixel loss needs images"
         step, size = self.model.pixels_per_latent, self.objective.pixel_loss_max_size
         draw = self._generators(batch, "crop")
@@ -323,7 +274,7 @@ class BridgeStep:
         decoded = decode(self.model, crop(made, windows, step=step))
         target = crop(batch.target.to(decoded.device), windows)
         cropped_mask = None if mask is None else crop(mask, windows)
-        return pixel_loss(self.objective, decoded, target, cropped_mask, draw, self.lpips)
+        return pixel_loss(self.objective, decoded, target, cropped_mask, self.lpips)
 
     def _generators(self, batch: Batch, stream: str) -> list[torch.Generator]:
         return sample_generators(self.seed, batch.epoch, batch.indices, stream)

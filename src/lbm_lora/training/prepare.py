@@ -1,13 +1,15 @@
 """Prepare a run before its first step, cheap things first: state, data, base, and only then the model."""
 
 import json
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from lightning.fabric import Fabric
+from torch import nn
 
-from lbm_lora.checkpoint import Checkpoint, dtype_of, fingerprint
+from lbm_lora.adapter import Adapter, load_adapter
+from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
+from lbm_lora.checkpoint import Checkpoint, Component, Fingerprint, dtype_of, fingerprint
 from lbm_lora.errors import ConfigError
 from lbm_lora.files import file_digest
 from lbm_lora.imaging.perceptual import load_lpips
@@ -28,118 +30,76 @@ from lbm_lora.training.checkpoint import (
 from lbm_lora.training.data.batches import BucketBatches
 from lbm_lora.training.data.dataset import PairDataset, open_data
 from lbm_lora.training.data.latents import LatentCache
-from lbm_lora.training.lora import InitialFactors
+from lbm_lora.training.learner import check_kept, make_optimizer
+from lbm_lora.training.lora import InitialFactors, inject_plan, layout_of, plan_continued, plan_new
 from lbm_lora.training.loss import BridgeStep, Lpips, Objective, objective_of
-from lbm_lora.training.optimizer import check_kept, make_optimizer
-from lbm_lora.training.settings.train_config import TrainConfig
-from lbm_lora.training.trainee import Trainee, Write, make_trainee, part_digest, read_given, result_writer
+from lbm_lora.training.settings import TrainConfig
+from lbm_lora.training.trainee import FullModel, Trainee, part_digest, result_writer
 from lbm_lora.training.validation import Validator
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
 class PreparedRun:
-    """A run that is ready to start.
+    """A run that is ready to start: everything is read and checked, then the model built, on the CPU.
 
     Attributes:
-        total: optimizer steps of the complete run, including earlier parts.
         state: state to resume from.
+        total: optimizer steps of the complete run, including earlier parts.
+        done, left: those of earlier parts, and of this one: none if earlier parts have done more than is asked for.
         identity, part, measured: as in `TrainState`, of the part that begins.
-        loss: the loss; its model is on the CPU.
-        trainee: the trainable part of the model.
-        write: writes the file of a step.
-        train: the training pairs, which count corrupt samples.
-        batches: this process's share of them.
-        latents: the cache of their latents, if there is one.
-        validator: None if there are no validation pairs.
+        batches: this process's share of the training pairs.
     """
 
-    config: TrainConfig
-    folder: RunFolder
-    total: int
-    state: TrainState | None
-    identity: dict[str, Any]
-    part: str
-    loss: BridgeStep
-    trainee: Trainee
-    write: Write
-    train: PairDataset
-    batches: BucketBatches
-    latents: LatentCache | None
-    validator: Validator | None
-    measured: str | None
-
-    @property
-    def done(self) -> int:
-        """Optimizer steps of earlier parts of the run."""
-        return self.state.step if self.state else 0
-
-    @property
-    def left(self) -> int:
-        """Optimizer steps of this part; none if earlier parts have done more than the configuration asks for."""
-        return max(0, self.total - self.done)
-
-
-def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Progress) -> PreparedRun:
-    """Read and check everything, then build the model."""
-    folder = RunFolder(config.save_ckpt_path)
-    state = find_state(config, folder)
-    lbm = resolve_config(base, config_path=config.config_path)
-    refuse_conditioning(lbm, where=base.path)
-    objective = objective_of(config, lbm)
-    lpips = _lpips(config, objective, fabric.device)
-    train, batches = _pairs(config, fabric, progress)
-    validator, measured = None, None
-    if config.has_validation:
-        dataset = open_data(config, "validation", seed=config.seed, progress=progress)
-        validator = Validator(dataset, count=config.validation_samples, num_steps=config.num_steps, lpips=lpips)
-        weights = "" if config.lpips_weights is None else file_digest(config.lpips_weights)
-        measured = f"{dataset.index.digest} {weights}".rstrip()
-    component = base.component()
-    denoiser = fingerprint(component)
-    given = read_given(config, component, denoiser)
-    identity = identity_of(config, denoiser.digest, around(base, lbm), train.index, fabric.world_size)
-    if state is None:
-        initial, part = None, part_digest(config, {"identity": identity, "measured": measured})
-    else:
-        state = resumed(state, config, identity, measured, progress)
-        initial, part = {ModuleName(name): InitialFactors(*pair) for name, pair in state.origins.items()}, state.part
-    model = load_model(
-        base.path,
-        config_path=config.config_path,
-        dtype=torch.float32 if config.mode == "full" else dtype_of(config.base_dtype),
-    )  # on the CPU, where its weights are views of the file
-    if config.gradient_checkpointing:
-        model.denoiser.enable_gradient_checkpointing()
-        model.vae.enable_gradient_checkpointing()
-    trainee = make_trainee(model, config, given, initial)
-    make_optimizer(trainee.parameters, config)  # refuses what it cannot train
-    if state is not None:
-        check_values(state, trainee.parameters, state_file(config))
-        check_kept(state.optimizer, trainee.parameters, config)
-    mixed = config.precision == "bf16-mixed"
-    return PreparedRun(
-        config=config,
-        folder=folder,
-        total=total_steps(batches, config, state),
-        state=state,
-        identity=identity,
-        part=part,
-        loss=BridgeStep(model=model, objective=objective, seed=config.seed, lpips=lpips, mixed=mixed),
-        trainee=trainee,
-        write=result_writer(trainee, config, base, denoiser, model.config, part),
-        train=train,
-        batches=batches,
-        latents=_latents(config, base, model),
-        validator=validator,
-        measured=measured,
-    )
+    def __init__(self, config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Progress) -> None:
+        self.config, self.folder = config, RunFolder(config.save_ckpt_path)
+        state = find_state(config, self.folder)
+        lbm = resolve_config(base, config_path=config.config_path)
+        refuse_conditioning(lbm, where=base.path)
+        objective = objective_of(config, lbm)
+        lpips = _lpips(config, objective, fabric.device)
+        self.train, self.batches = _pairs(config, fabric, progress)
+        self.validator: Validator | None = None
+        self.measured: str | None = None
+        if config.has_validation:
+            pairs = open_data(config, "validation", seed=config.seed, progress=progress)
+            steps = config.num_steps
+            self.validator = Validator(pairs, count=config.validation_samples, num_steps=steps, lpips=lpips)
+            weights = "" if config.lpips_weights is None else file_digest(config.lpips_weights)
+            self.measured = f"{pairs.index.digest} {weights}".rstrip()
+        component = base.component()
+        denoiser = fingerprint(component)
+        given = read_given(config, component, denoiser)
+        vae_and_config = around(base, lbm)
+        self.identity = identity_of(config, denoiser.digest, vae_and_config, self.train.index, fabric.world_size)
+        initial: dict[ModuleName, InitialFactors] | None = None
+        if state is None:
+            self.part = part_digest(config, {"identity": self.identity, "measured": self.measured})
+        else:
+            state = resumed(state, config, self.identity, self.measured, progress)
+            initial = {ModuleName(name): InitialFactors(*pair) for name, pair in state.origins.items()}
+            self.part = state.part
+        dtype = torch.float32 if config.mode == "full" else dtype_of(config.base_dtype)
+        model = load_model(base.path, config_path=config.config_path, dtype=dtype)  # weights are views of the file
+        if config.gradient_checkpointing:
+            model.denoiser.enable_gradient_checkpointing()
+            model.vae.enable_gradient_checkpointing()
+        self.trainee = make_trainee(model, config, given, initial)
+        make_optimizer(self.trainee.parameters, config)  # refuses what it cannot train
+        if state is not None:
+            check_values(state, self.trainee.parameters, state_file(config))
+            check_kept(state.optimizer, self.trainee.parameters, config)
+        self.state, self.done = state, state.step if state else 0
+        self.total = total_steps(self.batches, config, state)
+        self.left = max(0, self.total - self.done)
+        mixed = config.precision == "bf16-mixed"
+        self.loss = BridgeStep(model=model, objective=objective, seed=config.seed, lpips=lpips, mixed=mixed)
+        self.write = result_writer(self.trainee, config, base, denoiser, model.config, self.part)
+        self.latents = _latents(config, base, model)
 
 
 def total_steps(batches: BucketBatches, config: TrainConfig, state: TrainState | None = None) -> int:
     """Return the optimizer steps of a run; forward passes that do not fill the last step are dropped.
 
-    Args:
-        state: where it resumes. Its steps may have been of another batch size.
+    The steps of the state from which it resumes may have been of another batch size.
     """
     done, epoch, batch = (state.step, state.epoch, state.batch) if state else (0, 0, 0)
     left = batches.steps * max(0, config.max_epochs - epoch) - min(batch, batches.steps)
@@ -156,7 +116,6 @@ def _lpips(config: TrainConfig, objective: Objective, device: torch.device) -> L
 
 
 def _pairs(config: TrainConfig, fabric: Fabric, progress: Progress) -> tuple[PairDataset, BucketBatches]:
-    """Return the training pairs, and this process's batches of them."""
     train = open_data(config, "train", seed=config.seed, progress=progress)
     batches = BucketBatches(
         train,
@@ -182,7 +141,40 @@ def _pairs(config: TrainConfig, fabric: Fabric, progress: Progress) -> tuple[Pai
 def _latents(config: TrainConfig, base: Checkpoint, model: LBMModel) -> LatentCache | None:
     if not config.cache_latents:
         return None
-    assert config.cache_dir is not None, "the settings check ensures it"
+    assert config.cache_dir is not None
     vae = fingerprint(base.component(VAE_PREFIX)).digest
     settings = json.dumps(model.config.vae_config, sort_keys=True, default=str)
     return LatentCache(config.cache_dir, f"{vae} {settings} posterior mean {model.vae_dtype}")
+
+
+def read_given(config: TrainConfig, base: Component, found: Fingerprint) -> Adapter | None:
+    """Read the adapter that training continues, checked against the base."""
+    if config.lora_weights_path is None:
+        return None
+    adapter = load_adapter(config.lora_weights_path, config.lora_alpha_is, base=base)
+    adapter = adapted_to_lbm(adapter, base.shapes).adapter
+    check_fit(adapter, base.shapes)
+    # no override: a LoRA trained on another base than its own would fit neither
+    check_base(adapter, base, allow_other_base=None, found=found)
+    return adapter
+
+
+def make_trainee(
+    model: LBMModel, config: TrainConfig, given: Adapter | None, initial: Mapping[ModuleName, InitialFactors] | None
+) -> Trainee:
+    """Make a new model's denoiser trainable as configured.
+
+    Args:
+        given: the adapter that training continues.
+        initial: initial factors of the resumed run.
+    """
+    denoiser: nn.Module = model.denoiser
+    if config.mode == "full":
+        for parameter in denoiser.parameters():
+            parameter.data = parameter.data.float().clone()  # independent of the file
+            parameter.requires_grad_(True)
+        return FullModel(denoiser)
+    layout = layout_of(denoiser)
+    plan = plan_new(layout, config) if given is None else plan_continued(layout, config, given)
+    init, dropout, seed = config.init_lora, config.lora_dropout, config.seed
+    return inject_plan(denoiser, plan, given=given, init=init, dropout=dropout, seed=seed, initial=initial)

@@ -1,6 +1,5 @@
 """Log the metrics of a run, with means and times, to TensorBoard, W&B, CSV, or nowhere."""
 
-import threading
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -13,20 +12,16 @@ from lightning.fabric.loggers import CSVLogger, Logger, TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
-from lbm_lora.errors import ConfigError, MissingExtraError, absolute_path
+from lbm_lora.errors import MissingExtraError, absolute_path
 from lbm_lora.files import cannot_write
 from lbm_lora.training.checkpoint import RunFolder
-from lbm_lora.training.settings.train_config import RunSettings
+from lbm_lora.training.settings import RunSettings
 
-_PACKAGES = {"wandb": "wandb", "tensorboard": "tensorboard"}
 _GRID = "validation/pictures"
 
 
 class Meter:
-    """Mean loss of the last forward passes, and the time per pass.
-
-    Losses are summed on their device, without synchronisation until they are read.
-    """
+    """Mean loss of the last forward passes, summed on their device without synchronisation, and the time per pass."""
 
     def __init__(self) -> None:
         self.start()
@@ -37,13 +32,11 @@ class Meter:
         self._passes, self._since = 0, time.monotonic()
 
     def add(self, loss: Tensor) -> None:
-        """Record one forward pass."""
         self._sum = self._sum + loss
         self._passes += 1
 
     @contextmanager
     def paused(self) -> Generator[None]:
-        """Exclude the time of a block."""
         before = time.monotonic()
         yield
         self._since += time.monotonic() - before
@@ -72,7 +65,6 @@ class RunLog:
             self._logger = WandbLogger(project=settings.wandb_project, name=folder.path.name, save_dir=root)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log metrics by name, after a step."""
         if self._logger is not None:
             with self._writing():
                 self._logger.log_metrics(dict(values), step)
@@ -86,7 +78,6 @@ class RunLog:
                 cast(Any, self._logger).log_image(_GRID, [str(path)], step)
 
     def close(self) -> None:
-        """Flush what is still in memory."""
         if self._logger is not None:
             with self._writing():
                 self._logger.finalize("success")
@@ -103,33 +94,10 @@ class RunLog:
             raise cannot_write(self._place, reason) from None
 
 
-@contextmanager
-def quiet_writer() -> Generator[None]:
-    """Keep errors of TensorBoard's thread from stderr: they are raised again at the next entry."""
-    hook = threading.excepthook
-
-    def report(failed: Any) -> None:
-        if type(failed.thread).__name__ != "_AsyncWriterThread":
-            hook(failed)
-
-    threading.excepthook = report
-    try:
-        yield
-    finally:
-        threading.excepthook = hook
-
-
-def check_logger(settings: RunSettings) -> None:
-    """Check that the chosen logger is installed, and can write to the folder of the run."""
-    folder = str(settings.save_ckpt_path)
-    if settings.logger != "none" and "::" in folder:
-        raise ConfigError(
-            f"logger {settings.logger} takes save_ckpt_path {folder} for a URL. Choose a folder without ::, or set "
-            "logger to none."
-        )
-    package = _PACKAGES.get(settings.logger)
-    if package is not None and find_spec(package) is None:
+def check_logger(logger: str) -> None:
+    """Check that the chosen logger is installed."""
+    if logger in ("wandb", "tensorboard") and find_spec(logger) is None:
         raise MissingExtraError(
-            f"logger {settings.logger} needs the package {package}, which is not installed: pip install {package}. "
+            f"logger {logger} needs the package {logger}, which is not installed: pip install {logger}. "
             "Or set logger to csv or none."
         )

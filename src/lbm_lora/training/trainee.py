@@ -1,27 +1,29 @@
-"""Make a model trainable as configured, and write its result: a LoRA, or a tuned checkpoint."""
+"""What trains, a LoRA or the full denoiser, and the file of its result."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import xxhash
 from torch import Tensor, nn
 
-from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, load_adapter, save_adapter
+from lbm_lora.adapter import FORMAT, AdapterMetadata, save_adapter
 from lbm_lora.adapter.metadata import STEP_KEY
-from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
 from lbm_lora.blocks import is_finite
-from lbm_lora.checkpoint import Checkpoint, Component, Fingerprint, SafetensorsWriter, dtype_name, open_checkpoint
+from lbm_lora.checkpoint import Checkpoint, Fingerprint, SafetensorsWriter, dtype_name, open_checkpoint
 from lbm_lora.errors import ConfigError, InputError
 from lbm_lora.files import MARK_KEY, TRAINED
-from lbm_lora.model.build import LBMModel
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.resolve import config_to_metadata
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName
-from lbm_lora.training.lora import InitialFactors, LiveAdapter, export_adapter, inject_plan
-from lbm_lora.training.plan import layout_of, plan_continued, plan_new
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.lora import (
+    InitialFactors,
+    LiveAdapter,
+    export_adapter,
+)
+from lbm_lora.training.settings import TrainConfig
 
 TRAINING_KEY = "lbm_lora_training"
 """Header entry with the configuration of the training, and its steps."""
@@ -36,8 +38,8 @@ Write = Callable[[Mapping[str, Tensor], int, Path], None]
 class FullModel:
     """A fully trainable denoiser: the counterpart of `LiveAdapter` for mode full."""
 
-    denoiser: nn.Module = field(repr=False)
-    initial: Mapping[ModuleName, InitialFactors] = field(default_factory=dict[ModuleName, InitialFactors])
+    denoiser: nn.Module
+    initial: ClassVar[Mapping[ModuleName, InitialFactors]] = {}
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -48,48 +50,13 @@ class FullModel:
 Trainee = LiveAdapter | FullModel
 
 
-def read_given(config: TrainConfig, base: Component, fingerprint: Fingerprint) -> Adapter | None:
-    """Read the adapter that training continues, checked against the base."""
-    if config.lora_weights_path is None:
-        return None
-    adapter = load_adapter(config.lora_weights_path, config.lora_alpha_is, base=base)
-    adapter = adapted_to_lbm(adapter, base.shapes).adapter
-    check_fit(adapter, base.shapes)
-    # no override: a LoRA trained on another base than its own would fit neither
-    check_base(adapter, base, allow_other_base=None, found=fingerprint)
-    return adapter
-
-
-def make_trainee(
-    model: LBMModel, config: TrainConfig, given: Adapter | None, initial: Mapping[ModuleName, InitialFactors] | None
-) -> Trainee:
-    """Make a new model's denoiser trainable as configured.
-
-    Args:
-        given: the adapter that training continues.
-        initial: initial factors of the resumed run.
-    """
-    denoiser: nn.Module = model.denoiser
-    if config.mode == "full":
-        for parameter in denoiser.parameters():
-            parameter.data = parameter.data.float().clone()  # independent of the file
-            parameter.requires_grad_(True)
-        return FullModel(denoiser)
-    layout = layout_of(denoiser)
-    plan = plan_new(layout, config) if given is None else plan_continued(layout, config, given)
-    init, dropout, seed = config.init_lora, config.lora_dropout, config.seed
-    return inject_plan(denoiser, plan, given=given, init=init, dropout=dropout, seed=seed, initial=initial)
-
-
 def result_writer(
     trainee: Trainee, config: TrainConfig, base: Checkpoint, fingerprint: Fingerprint, lbm: LBMConfig, part: str
 ) -> Write:
     """Return a function that writes the result of a step.
 
     Args:
-        base: the open file of the base.
-        fingerprint: of its denoiser.
-        lbm: the model's configuration.
+        base, fingerprint: the open file of the base, and that of its denoiser.
         part: digest of the part of the run; see `TrainState`.
     """
 
@@ -159,26 +126,20 @@ def same_settings(values: Mapping[str, object], config: TrainConfig) -> bool:
 
 
 def part_digest(config: TrainConfig, begins_with: Mapping[str, object]) -> str:
-    """Return the digest that names a part of a run. Parts with the same one give the same files.
-
-    Args:
-        begins_with: what it depends on, besides its settings.
-    """
+    """Return the digest of the settings of a part of a run, and of what it begins with; equal ones give equal files."""
     settings = _facts(config.model_dump(mode="json"), 0)
     return xxhash.xxh3_64_hexdigest(_json({"settings": settings, **begins_with}).encode())
 
 
 def _facts(values: Mapping[str, object], step: int) -> dict[str, object]:
     """Return keys and values as recorded in a file, without folders, and the number of optimizer steps."""
-    return {"step": step, **{key: _without_folders(value) for key, value in values.items() if key not in _FOLDERS}}
 
+    def plain(value: object) -> object:
+        if isinstance(value, str) and "/" in value:
+            return value.rstrip("/").rpartition("/")[2]
+        return [plain(item) for item in value] if isinstance(value, list) else value
 
-def _without_folders(value: object) -> object:
-    if isinstance(value, str) and "/" in value:
-        return value.rstrip("/").rpartition("/")[2]
-    if isinstance(value, list):
-        return [_without_folders(item) for item in value]
-    return value
+    return {"step": step, **{key: plain(value) for key, value in values.items() if key not in _FOLDERS}}
 
 
 def _json(value: object) -> str:

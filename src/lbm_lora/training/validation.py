@@ -19,7 +19,7 @@ from lbm_lora.imaging.grids import comparison_grid
 from lbm_lora.imaging.metrics import psnr, ssim
 from lbm_lora.imaging.tensors import to_images
 from lbm_lora.model.bridge_pipeline import follow_bridge
-from lbm_lora.training.data.dataset import Batch, PairDataset, collate
+from lbm_lora.training.data.dataset import Batch, PairDataset
 from lbm_lora.training.loss import BridgeStep, Lpips, sample_generators
 
 SAMPLES = f"{MARK}: samples"
@@ -33,13 +33,7 @@ ImageTensor = Float[Tensor, "3 height width"]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageScores:
-    """Image metrics of predictions against their targets, averaged over the pairs.
-
-    Attributes:
-        psnr: PSNR in dB, within the mask if the data has one.
-        ssim: SSIM, within the mask if the data has one.
-        lpips: LPIPS of the full images; None without its weights.
-    """
+    """PSNR in dB and SSIM of predictions, within the mask if there is one; LPIPS of full images if it has weights."""
 
     psnr: float
     ssim: float
@@ -48,14 +42,8 @@ class ImageScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Scores of a validation.
-
-    Attributes:
-        samples: number of measured pairs.
-        losses: timestep -> loss.
-        loss: their mean, weighted by the probabilities of the timesteps in training.
-        images: steps -> scores of the images after that many denoiser calls.
-    """
+    """Scores of a validation: the loss at each timestep, their mean by the probabilities in training, and the scores of
+    the images after each number of denoiser calls."""
 
     samples: int
     losses: dict[float, float]
@@ -94,13 +82,9 @@ class Measured:
 
 
 class Validator:
-    """Validator that measures the same pairs every time.
+    """Validator that measures the same pairs every time: at most `count`, evenly spread.
 
-    Args:
-        dataset: the validation pairs.
-        count: most pairs to use, evenly spread.
-        num_steps: numbers of denoiser calls for the images.
-        lpips: LPIPS network; None omits that score.
+    `num_steps` are the numbers of denoiser calls for the images.
     """
 
     def __init__(self, dataset: PairDataset, *, count: int, num_steps: Sequence[int], lpips: Lpips | None) -> None:
@@ -123,7 +107,7 @@ class Validator:
         filled = self._indices + self._indices[:1] * (-len(self._indices) % world)
         measured: dict[int, Measured] = {}
         for index in filled[rank::world]:
-            measured[index] = measure(step, collate([self._dataset[index]]), self._num_steps, self._lpips)
+            measured[index] = measure(step, self._dataset[index], self._num_steps, self._lpips)
             if stop():
                 return None
         if world > 1:
@@ -135,7 +119,6 @@ class Validator:
 
 
 def summary(step: BridgeStep, measured: Sequence[Measured]) -> Scores:
-    """Return the means over pairs."""
     prob = step.objective.prob or (1 / len(_GRID_TIMESTEPS),) * len(_GRID_TIMESTEPS)
     losses = {timestep: fmean(one.losses[timestep] for one in measured) for timestep in measured[0].losses}
     return Scores(
@@ -155,8 +138,8 @@ def grid(measured: Sequence[Measured]) -> Image.Image:
 @torch.no_grad()
 def measure(step: BridgeStep, batch: Batch, num_steps: Sequence[int], lpips: Lpips | None) -> Measured:
     """Measure a batch of one pair; the arguments are those of `Validator`."""
-    if batch.source is None or batch.target is None:
-        raise AssertionError("validation pairs must be images")
+    assert batch.source is not None
+    assert batch.target is not None
     encoded = replace(batch, latents=step.latents(batch))  # encoded once for all timesteps and images
     losses = {
         timestep: float(step.losses_at(encoded, torch.tensor([timestep]), stream=f"validation {timestep:g}"))

@@ -113,9 +113,8 @@ def check_data(
     """
     from lbm_lora.training.data.check import read_through
     from lbm_lora.training.data.dataset import open_data
-    from lbm_lora.training.settings.data_keys import DataSettings
-    from lbm_lora.training.settings.train_config import read_train_config
-    from lbm_lora.training.settings.training_file import COMMAND_LINE, parse
+    from lbm_lora.training.settings import DataSettings, read_train_config
+    from lbm_lora.training.training_file import COMMAND_LINE, parse
     from lbm_lora.verbs.values import several
 
     places = several(data)

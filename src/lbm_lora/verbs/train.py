@@ -14,7 +14,7 @@ from lbm_lora.verbs.verb import EVERYDAY, verb
 if TYPE_CHECKING:
     from lbm_lora.adapter.twins import Twin
     from lbm_lora.configs.values import ForeignFormat
-    from lbm_lora.training.settings.train_config import TrainConfig
+    from lbm_lora.training.settings import TrainConfig
     from lbm_lora.training.validation import Scores
 
 
@@ -115,7 +115,7 @@ def train(
             last.comfyui.safetensors, and so on. What a format cannot hold is left out there, with a warning.
         is_typed: Errors name the command line as the place of the keys.
         keys: Keys of the training file, which may also be a mapping or left out: see
-            `lbm_lora.training.settings.train_config.TrainConfig`.
+            `lbm_lora.training.settings.TrainConfig`.
 
     Returns:
         The outcome of the run, and its files, which are in `save_ckpt_path`.
@@ -126,7 +126,7 @@ def train(
         InputError: invalid input of any kind; see `lbm_lora.errors`.
         QualityError: the loss is no longer finite.
     """
-    from lbm_lora.training.settings.train_config import read_train_config
+    from lbm_lora.training.settings import read_train_config
     from lbm_lora.verbs.values import several
 
     settings = read_train_config(config, keys, is_typed=is_typed)
@@ -177,7 +177,7 @@ def train(
 def _check_home(file: Path, settings: "TrainConfig") -> None:
     """Refuse the training file of a run's folder that was copied or moved, and still names the first folder."""
     from lbm_lora.files import is_same
-    from lbm_lora.training.settings.train_config import RUN_LINE, STATE_NAME
+    from lbm_lora.training.settings import RUN_LINE, STATE_NAME
 
     is_at_home = is_same(file.parent, settings.save_ckpt_path) or not (file.parent / STATE_NAME).exists()
     if not is_at_home and file.is_file() and RUN_LINE in file.read_text(errors="replace"):

@@ -153,16 +153,13 @@ def test_factors_in_8_bits_are_read_back(tmp_path: Path, scaling: float) -> None
     ("key", "value", "text"),
     [
         ("a.lora_unit", None, "a has no lora_unit. The file is incomplete."),
-        ("a.lora_down.int8", None, "a has no lora_down.int8. The file is incomplete."),
         (
             "a.lora_unit",
             torch.ones(3),
             r"lora_unit \(3,\) fp32 do not fit together: expected int8, int8, and one fp32 number",
         ),
         ("a.lora_up.int8", torch.ones(4, 2), r"lora_up \(4, 2\) fp32, lora_down"),
-        ("a.lora_unit", torch.tensor([1.0, 0.0]), "lora_unit must be above 0 and finite"),
         ("a.lora_unit", torch.tensor([1.0, float("nan")]), "lora_unit must be above 0 and finite"),
-        ("a.lora_up.int8", torch.ones(4, 3, dtype=torch.int8), "do not fit together"),
     ],
 )
 def test_damaged_factors_in_8_bits(tmp_path: Path, key: str, value: Tensor | None, text: str) -> None:
@@ -212,7 +209,6 @@ EARLIER: dict[str, Ranks] = {
         "c": ((20, 20, 1, 1), 16, 16.0),
     },
     "full rank": {"conv_out": ((4, 6, 3, 3), 4, 9984.0), "a": ((8, 9), 8, 9984.0)},
-    "a rank that bf16 rounds": {"conv_out": ((4, 6, 3, 3), 4, 302.0), "a": ((302, 303), 301, 302.0)},
 }
 
 

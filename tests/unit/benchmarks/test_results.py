@@ -4,8 +4,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from benchmarks import machine
 from benchmarks.results import command_of, newest, write_result
 
@@ -27,17 +25,6 @@ def test_the_newest_result_of_a_theme_counts(tmp_path: Path) -> None:
     assert newest(tmp_path, command="make bench")["extract"]["number"] == 1
 
 
-def test_where_there_are_no_results_the_command_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"^error: there are no result files yet\. Measure with: make bench$"):
-        newest(tmp_path, command="make bench")
-
-
-def test_a_result_of_another_schema_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "extract_m_1.json").write_text(json.dumps({"schema": 7}))
-    with pytest.raises(ValueError, match="schema 7"):
-        newest(tmp_path, command="make bench")
-
-
 @dataclass(frozen=True)
 class Options:
     pairs: Path
@@ -50,12 +37,3 @@ def test_a_command_has_what_is_no_default_and_no_folder_of_this_machine() -> Non
     assert command_of("p", Options(Path("/home/me/pairs"), ("a", "b"), 0.5, Path("/home/me/work"))) == (
         "python -m p --pairs PAIRS --only a b --scale 0.5"
     )
-
-
-def test_a_small_disk_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(
-        SystemExit, match=r"^error: a pair needs 1e?[0-9.]+ GB, but only [0-9.]+ GB are free"
-    ) as refused:
-        machine.require_space(tmp_path, 10**18, "a pair")
-    assert "\n" not in str(refused.value)
-    assert "--scale 0.2" in str(refused.value)

@@ -7,7 +7,7 @@ import pytest
 from lbm_lora.cli.flags import Bounds, flags_of
 from lbm_lora.cli.training_keys import split_keys, training_sections
 from lbm_lora.errors import ConfigError
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.settings import TrainConfig
 from lbm_lora.verbs import verb_named
 
 KEYS = {key.name: key for section in training_sections().values() for key in section}

@@ -13,10 +13,10 @@ from lbm_lora.factorize import (
     Allocation,
     Spectrum,
     WidthCosts,
-    allocate,
     allocate_error,
     allocate_widths,
     allocate_widths_for,
+    curve,
 )
 
 
@@ -50,6 +50,10 @@ def every_choice(spectra: Sequence[Spectrum]) -> list[tuple[int, float]]:
         ranks = [*range(len(one.squares) + 1), *([] if one.dense_bytes is None else [None])]
         options.append([(one.size(rank), one.error_sq(rank)) for rank in ranks])
     return [(sum(size for size, _ in chosen), sum(error for _, error in chosen)) for chosen in product(*options)]
+
+
+def allocate(spectra: Sequence[Spectrum], budget: int) -> Allocation:
+    return curve(spectra, [budget])[0]
 
 
 def least_error(spectra: Sequence[Spectrum], budget: int) -> float:

@@ -10,9 +10,9 @@ from two_levels import translate
 
 from lbm_lora.errors import ConfigError
 from lbm_lora.fidelity.answers import Answer, Question, answer, question
+from lbm_lora.fidelity.comparison import compared, scores
 from lbm_lora.fidelity.output_errors import relative_error
 from lbm_lora.fidelity.outputs import OutputComparison
-from lbm_lora.fidelity.scores import compared, scores
 from lbm_lora.imaging.metrics import psnr, ssim
 from lbm_lora.model.build import LBMModel, load_model
 from standins import TINY, write_base, write_tuned

@@ -1,10 +1,8 @@
 """The comparison image: every image whole, labels above, small ones enlarged."""
 
 import numpy as np
-import pytest
 from PIL import Image
 
-from lbm_lora.errors import ImageError
 from lbm_lora.imaging.grids import comparison_grid
 
 COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (120, 120, 10)]
@@ -35,10 +33,3 @@ def test_labels_are_drawn_above_and_high_enough() -> None:
     assert dark_rows.max() - dark_rows.min() >= 14
     for column in range(4):
         assert (head[:, 8 + column * 264 : 8 + column * 264 + 256] < 128).any()
-
-
-def test_rows_must_fill_the_columns() -> None:
-    with pytest.raises(ImageError, match=r"needs rows of 4 images, one for each label, not 4, 3\."):
-        comparison_grid(LABELS, [flat((64, 64)), flat((64, 64))[:3]])
-    with pytest.raises(ImageError, match=r"not none\."):
-        comparison_grid(LABELS, [])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lbm_lora.errors import ImageError, OutputError
+from lbm_lora.errors import ImageError
 from lbm_lora.imaging.paths import expand_sources, plan_outputs
 
 
@@ -55,18 +55,6 @@ def test_several_sources_to_a_folder(tmp_path: Path) -> None:
     assert names(plan_outputs(sources, str(tmp_path / "out"))) == ["a.jpg", "b.png", "c.png"]
     sources = [Path("in/a.source.jpg"), Path("in/b.source.gif"), Path("in/.source.png"), Path("in/source.png")]
     assert names(plan_outputs(sources, str(tmp_path / "out"))) == ["a.jpg", "b.png", ".source.png", "source.png"]
-
-
-def test_several_sources_to_a_file_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "there").write_text("x")
-    for name in ("new.png", "there"):
-        with pytest.raises(OutputError, match=r"is to take 2 images, so it must be a folder\."):
-            plan_outputs([Path("a.png"), Path("b.png")], str(tmp_path / name))
-
-
-def test_two_results_with_one_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"one/a\.png and two/a\.png would both be written to .*out/a\.png"):
-        plan_outputs([Path("one/a.png"), Path("two/a.png")], str(tmp_path / "out"))
 
 
 def test_signs_in_the_name_of_a_folder_are_no_pattern(tmp_path: Path) -> None:

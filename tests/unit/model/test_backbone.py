@@ -1,7 +1,6 @@
 """Every kind of backbone gives the same tensors under the same names."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from hub_server import HubServer
 from lbm_lora.bundled import BACKBONE
-from lbm_lora.errors import CheckpointError, ConfigError, HubError
+from lbm_lora.errors import CheckpointError, HubError
 from lbm_lora.hub import HubName
 from lbm_lora.model import backbone
 from lbm_lora.model.backbone import Backbone, fetch_backbone, open_backbone
@@ -101,24 +100,6 @@ def test_pickles_through_the_restricted_reader(tmp_path: Path) -> None:
         assert_is_the_stand_in(backbone)
 
 
-def test_old_names_of_the_vaes_attention(tmp_path: Path) -> None:
-    write_backbone(tmp_path, TINY)
-    whole = tmp_path / "vae" / f"{WEIGHTS}.safetensors"
-    old = {}
-    for name, tensor in load_file(whole).items():
-        for new, was in (
-            (".to_q.", ".query."),
-            (".to_k.", ".key."),
-            (".to_v.", ".value."),
-            (".to_out.0.", ".proj_attn."),
-        ):
-            name = name.replace(new, was)
-        old[name] = tensor
-    save_file(old, whole)
-    with open_backbone(str(tmp_path), LBMConfig()) as backbone:
-        assert_is_the_stand_in(backbone)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_single_file(tmp_path: Path, dtype: torch.dtype) -> None:
     path = tmp_path / "sdxl.safetensors"
@@ -131,15 +112,6 @@ def test_a_single_file(tmp_path: Path, dtype: torch.dtype) -> None:
         assert backbone.storage_dtypes == {dtype}
 
 
-def test_a_file_that_is_no_backbone(tuned_file: Path) -> None:
-    with pytest.raises(CheckpointError) as caught:
-        open_backbone(str(tuned_file), CONFIG)
-    assert str(caught.value).startswith(
-        f"{tuned_file} is not a backbone: it has no tensors under model.diffusion_model. and first_stage_model., "
-        "unlike a single-file SDXL checkpoint, and no folders unet/ and vae/. Its first keys: "
-    )
-
-
 @pytest.mark.parametrize("signature", ["../nowhere", "nowhere", "models/sdxl.safetensors", "/a/b", "a/b@c@d"])
 def test_a_path_that_does_not_exist_is_no_hub_id(signature: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
@@ -149,20 +121,6 @@ def test_a_path_that_does_not_exist_is_no_hub_id(signature: str, tmp_path: Path)
         "a hub id of the form owner/name. Give a hub id, a diffusers folder or a single-file SDXL checkpoint with "
         "backbone_signature."
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [(None, "cannot be read: No such file"), ("{", "is not JSON"), ("[]", "holds a list, not an object")],
-)
-def test_a_configuration_that_cannot_be_read(
-    backbone_folder: Path, tmp_path: Path, text: str | None, message: str
-) -> None:
-    shutil.copytree(backbone_folder, tmp_path / "copy")
-    path = tmp_path / "copy" / "unet" / "config.json"
-    path.unlink() if text is None else path.write_text(text)
-    with pytest.raises(ConfigError, match=f"unet/config.json {message}"):
-        open_backbone(str(tmp_path / "copy"), LBMConfig())
 
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -193,12 +151,6 @@ def test_only_one_precision_of_the_weights_and_configurations_are_fetched(
     folder = fetch_backbone(HubName(SDXL))
     found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
     assert found == {name: name.encode() for name in CONFIGS + fetched}
-
-
-def test_a_single_file_of_a_repository(hub: HubServer) -> None:
-    hub.put(SDXL, {name: name.encode() for name in CONFIGS + OTHERS + FULL}, branch="v2")
-    path = fetch_backbone(HubName(SDXL, "sd_xl_base_1.0.safetensors", "v2"))
-    assert path.read_bytes() == b"sd_xl_base_1.0.safetensors"
 
 
 def test_a_repository_that_cannot_be_fetched_names_the_alternatives(hub: HubServer) -> None:

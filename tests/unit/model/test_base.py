@@ -6,16 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lbm_lora.checkpoint import TensorSpec
 from lbm_lora.errors import CheckpointError, OutputError
 from lbm_lora.model.backbone import open_backbone
-from lbm_lora.model.base import BaseFiles, BaseItem, base_unet_config, plan_base, twin_paths, write_base
+from lbm_lora.model.base import BaseFiles, plan_base, write_base
 from lbm_lora.model.config import LBMConfig, parse_config
-from lbm_lora.model.constants import LBM_UNET
-from lbm_lora.model.names import denoiser_shapes
 from standins import (
     LBM_YAML,
     MINI,
@@ -84,25 +82,6 @@ def test_what_the_rule_does_not_explain_is_an_error(unet: Specs, vae: Specs) -> 
         "denoiser.controlnet.weight (1,) has no place in LBM. "
         "Does the configuration belong to this backbone?"
     )
-
-
-def item(have: tuple[int, ...], want: tuple[int, ...] | None) -> BaseItem:
-    return BaseItem(key="k", source="s", action="copied", from_shape=have, to_shape=want, reason="")
-
-
-def test_the_configuration_made_from_sdxls_is_lbms() -> None:
-    sdxl = {
-        "_class_name": "UNet2DConditionModel", "sample_size": 128, "in_channels": 4, "out_channels": 4,
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-        "block_out_channels": [320, 640, 1280], "layers_per_block": 2, "transformer_layers_per_block": [1, 2, 10],
-        "attention_head_dim": [5, 10, 20], "cross_attention_dim": 2048, "norm_num_groups": 32,
-        "use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816, "upcast_attention": None,
-    }  # fmt: skip
-    made = base_unet_config(sdxl, LBMConfig())
-    assert {key: made[key] for key in LBM_UNET} == dict(LBM_UNET)
-    assert denoiser_shapes(made) == denoiser_shapes(LBM_UNET)
 
 
 CONFIG = parse_config(LBM_YAML, where="config.yaml")
@@ -195,31 +174,6 @@ def test_a_base_from_fp16_files_is_not_exact(tmp_path: Path) -> None:
     differing = sum(int((found[name] != tensor).sum()) for name, tensor in exact.items())
     assert 0.04 < differing / sum(tensor.numel() for tensor in exact.values()) < 0.08
     assert written(half, tmp_path / "base16.ckpt", dtype=torch.float16).notes == ()
-
-
-def test_values_that_are_not_finite_stop_and_leave_nothing(tmp_path: Path) -> None:
-    folder = write_backbone(tmp_path / "backbone", TINY)
-    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(path)
-    tensors["conv_out.bias"][0] = float("nan")
-    tensors["conv_in.bias"][0] = 1e6
-    save_file(tensors, path)
-    with pytest.raises(CheckpointError) as caught:
-        written(folder, tmp_path / "out" / "base.ckpt", dtype=torch.float16)
-    assert str(caught.value) == (
-        f"backbone {folder}: 2 tensors are not finite in fp16: denoiser.conv_in.bias, denoiser.conv_out.bias. "
-        "Download the files again, or choose another torch_dtype."
-    )
-    assert not list(tmp_path.glob("out/*"))
-
-
-def test_names_of_the_twins() -> None:
-    assert twin_paths(Path("a/b.ckpt")) == (Path("a/b.safetensors"), Path("a/b.ckpt"))
-    assert twin_paths(Path("a/b.safetensors")) == (Path("a/b.safetensors"), Path("a/b.ckpt"))
-    assert twin_paths(Path("a/b.pth")) == (Path("a/b.safetensors"), Path("a/b.pth"))
-    with pytest.raises(OutputError) as caught:
-        twin_paths(Path("a/b"))
-    assert str(caught.value) == "save_path must end in .ckpt or .safetensors (both are written), got a/b."
 
 
 def test_the_backbone_is_never_overwritten(backbone_folder: Path) -> None:

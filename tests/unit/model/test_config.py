@@ -10,33 +10,11 @@ from safetensors.torch import save_file
 
 from lbm_lora.checkpoint import Checkpoint, TensorSpec, open_checkpoint
 from lbm_lora.errors import ConfigError
-from lbm_lora.model.config import LBMConfig, parse_config, read_config
+from lbm_lora.model.config import LBMConfig, parse_config
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE
 from lbm_lora.model.names import checkpoint_shapes
-from lbm_lora.model.resolve import METADATA_KEY, config_beside, config_to_metadata, resolve_config
-from lbm_lora.model.schedule import step_counts
-from lbm_lora.progress import LbmLoraWarning
+from lbm_lora.model.resolve import config_beside, config_to_metadata, resolve_config
 from standins import LBM_YAML, TINY, base_tensors, lbm_unet_config, vae_config, write_lbm_yaml
-
-
-def test_defaults_are_those_of_the_documented_command() -> None:
-    config = LBMConfig()
-    assert config.backbone_signature == "stabilityai/stable-diffusion-xl-base-1.0"
-    assert (config.unet_input_channels, config.vae_num_channels) == (4, 4)
-    assert (config.source_key, config.target_key, config.mask_key) == ("source_image", "target_image", None)
-    assert (config.latent_loss_type, config.latent_loss_weight) == ("l2", 1.0)
-    assert (config.pixel_loss_type, config.pixel_loss_weight) == ("lpips", 10.0)
-    assert config.selected_timesteps == (250, 500, 750, 1000)
-    assert config.prob == (0.25,) * 4
-    assert config.bridge_noise_sigma == 0.005
-
-
-def test_the_published_yaml_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(LBM_YAML))
-    config = read_config(path)
-    assert config.target_key == "source_image_paste"
-    assert step_counts(config) == (1, 2, 4)
 
 
 @pytest.mark.parametrize(
@@ -61,22 +39,6 @@ def test_errors_name_the_key_and_what_is_wrong(values: dict[str, Any], message: 
     with pytest.raises(ConfigError) as caught:
         parse_config(values, where="c.yaml")
     assert str(caught.value) == message
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("- 1\n- 2\n", "holds a list, not a mapping of keys."),
-        ("a: [", "is not plain YAML: "),
-        ("a: !!python/object:os.system {}\n", "is not plain YAML: could not determine a constructor"),
-    ],
-)
-def test_files_that_are_no_yaml_mapping(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text(text)
-    with pytest.raises(ConfigError) as caught:
-        read_config(path)
-    assert str(caught.value).startswith(f"{path} {message}")
 
 
 OWN = LBMConfig(bridge_noise_sigma=0.25, unet=lbm_unet_config(TINY), vae=vae_config())
@@ -116,15 +78,6 @@ def test_the_file_itself_comes_first(weights: Path, tmp_path: Path) -> None:
     assert resolved(weights) == OWN
 
 
-def test_a_flag_that_is_not_used_is_said(weights: Path, tmp_path: Path) -> None:
-    save_file(base_tensors(TINY, dtype=torch.bfloat16), weights, metadata=config_to_metadata(OWN))
-    other = write_lbm_yaml(tmp_path / "elsewhere", TINY)
-    with pytest.warns(LbmLoraWarning) as caught:
-        assert resolved(weights, other) == OWN
-    text = f"{weights} contains its own configuration: config_path {other} is ignored."
-    assert [str(one.message) for one in caught] == [text]
-
-
 def test_the_yaml_beside_the_file_comes_next(weights: Path, tmp_path: Path) -> None:
     write_lbm_yaml(tmp_path, TINY, bridge_noise_sigma=0.125)
     other = write_lbm_yaml(tmp_path / "elsewhere", TINY)
@@ -150,16 +103,6 @@ def test_a_lora_sidecar_is_no_configuration(tmp_path: Path) -> None:
     assert config_beside(tmp_path) == tmp_path / "config.yaml"
 
 
-def test_nothing_found_says_where_it_was_looked_for(weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
-        resolved(weights)
-    assert str(caught.value) == (
-        f"{weights}: the configuration of its networks is missing, and its shapes are not those of the real LBM. "
-        f"No section `unet` and `vae` found in the file itself, {tmp_path}/config.yaml, config_path (not given). "
-        "Add it (a diffusers config) to a config.yaml next to the file, or give such a file with config_path."
-    )
-
-
 def test_the_earlier_implementations_ckpt(tmp_path: Path) -> None:
     """Its `config` is LBMConfig as a dict, with LBM's own keys; the YAML that it was made from is `source_config`."""
     held = {
@@ -173,12 +116,6 @@ def test_the_earlier_implementations_ckpt(tmp_path: Path) -> None:
     assert found.bridge_noise_sigma == 0.02
     assert found.unet_input_channels == 8
     assert found.target_key == "source_image_paste"
-
-
-def test_damaged_metadata(weights: Path) -> None:
-    save_file(base_tensors(TINY), weights, metadata={METADATA_KEY: "{"})
-    with pytest.raises(ConfigError, match=r"\(metadata lbm_config\): the configuration is not JSON"):
-        resolved(weights)
 
 
 def test_a_state_dict_takes_no_config_of_the_folder_that_one_happens_to_be_in(

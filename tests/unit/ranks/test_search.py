@@ -5,17 +5,19 @@ from collections.abc import Callable
 
 import pytest
 
+from lbm_lora.ranks import Choice
 from lbm_lora.ranks.search import Proposal, smallest
 
-Propose = Callable[[float], Proposal[int] | None]
+Propose = Callable[[float], Proposal | None]
 
 
 def files(step: int, best: int = 10_000) -> Propose:
     """A file of n bytes has n / 100 foreseen dB; sizes are multiples of `step`."""
 
-    def propose(decibel: float) -> Proposal[int] | None:
+    def propose(decibel: float) -> Proposal | None:
         nbytes = best if decibel == math.inf else step * math.ceil(max(decibel, 0) * 100 / step)
-        return Proposal(found=nbytes, nbytes=nbytes, foreseen=nbytes / 100) if nbytes <= best else None
+        choice = Choice(ranks={}, nbytes=nbytes, error_sq=0.0)
+        return Proposal(choice=choice, foreseen=nbytes / 100) if nbytes <= best else None
 
     return propose
 
@@ -27,9 +29,9 @@ class Outcome:
         self.tried: list[int] = []
         self._result = result
 
-    def __call__(self, nbytes: int) -> float:
-        self.tried.append(nbytes)
-        return self._result(nbytes / 100)
+    def __call__(self, choice: Choice) -> float:
+        self.tried.append(choice.nbytes)
+        return self._result(choice.nbytes / 100)
 
 
 @pytest.mark.parametrize("slope", [0.5, 0.8, 1.3])
@@ -47,8 +49,8 @@ def test_a_result_that_jumps() -> None:
     measure = Outcome(lambda foreseen: foreseen + jumps[int(foreseen) % 5])
     run = smallest(60.0, files(10), measure, offset=5.0)
     assert run.result >= 60.0
-    assert run.proposal.nbytes == min(n for n in measure.tried if n / 100 + jumps[n // 100 % 5] >= 60.0)
-    assert run.proposal.nbytes < 7000
+    assert run.nbytes == min(n for n in measure.tried if n / 100 + jumps[n // 100 % 5] >= 60.0)
+    assert run.nbytes < 7000
 
 
 def test_a_few_bytes_more_or_less_are_not_searched_for() -> None:
@@ -56,7 +58,7 @@ def test_a_few_bytes_more_or_less_are_not_searched_for() -> None:
     measure = Outcome(lambda foreseen: foreseen + (3 if foreseen >= 50.3 else -3))
     run = smallest(50.0, files(1), measure, offset=0.0)
     short = [nbytes for nbytes in measure.tried if nbytes < 5030]
-    assert 5030 <= run.proposal.nbytes <= max(short) / 0.97
+    assert 5030 <= run.nbytes <= max(short) / 0.97
     assert len(measure.tried) <= 5
 
 

@@ -35,9 +35,9 @@ class Survey(RankAllocator):
     def error(self, target_sq: float) -> Choice:
         return size(700)
 
-    def propose(self, decibel: float) -> Proposal[Choice] | None:
+    def propose(self, decibel: float) -> Proposal | None:
         nbytes = BEST if decibel == math.inf else max(0, math.ceil(decibel * 100))
-        return Proposal(found=size(nbytes), nbytes=nbytes, foreseen=nbytes / 100) if nbytes <= BEST else None
+        return Proposal(choice=size(nbytes), foreseen=nbytes / 100) if nbytes <= BEST else None
 
     def learn(self, choice: Choice, measured: TrialErrors | None) -> None:
         self.learned[choice.nbytes] = measured.typical if measured else None

@@ -103,7 +103,7 @@ def test_each_image_at_each_number_of_steps(outputs: OutputComparison) -> None:
     assert 41 < top < figure["layout"]["yaxis"]["range"][1]  # equal images
     trace = next(trace for trace in figure["data"] if trace["name"] == "base + LoRA, 1 step")
     assert trace["marker"]["symbol"] == ["circle", "triangle-up"]
-    assert "equal dB" in trace["customdata"][1][0]
+    assert "equal dB" in trace["customdata"][1][1]
     json.dumps(figure, allow_nan=False)
 
 

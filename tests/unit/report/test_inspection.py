@@ -341,12 +341,13 @@ def test_the_header_is_unpacked_and_escaped() -> None:
 
 
 def cells_of(heat: HeatMap) -> dict[tuple[str, str], tuple[str, float]]:
-    return {
-        (block, layer): (cell.text, cell.shade)
-        for block, cells in heat.rows
-        for layer, cell in zip(heat.layers, cells, strict=True)
-        if cell is not None
-    }
+    """Block and layer -> text and shade."""
+    found: dict[tuple[str, str], tuple[str, float]] = {}
+    for block, cells in heat.cells.items():
+        for layer, html in cells.items():
+            shade, text = re.findall(r"--shade: ([\d.]+).*>([^<]+)</span>", html)[0]
+            found[block, layer] = text, float(shade)
+    return found
 
 
 def test_norms_by_block_and_layer(lora: Build, spectrum: Spectrum) -> None:
@@ -358,7 +359,8 @@ def test_norms_by_block_and_layer(lora: Build, spectrum: Spectrum) -> None:
     )
     found = norm_map(adapter_facts(adapter, 100, {}).deltas, "change")
     cells = cells_of(found)
-    assert found.layers == ("conv", "attn1.to_q", "norm")
+    heads = ["<span>conv</span>", "<span>attn1.to_q</span>", "<span>norm</span>"]
+    assert [column.screen for column in found.columns[1:]] == heads
     assert cells["mid_block", "attn1.to_q"] == ("5", pytest.approx(1))
     assert cells["conv_in", "conv"] == ("0.5", pytest.approx(0.5))  # a tenth: half of two decades
     assert cells["conv_norm_out", "norm"] == ("0.05", pytest.approx(0, abs=1e-6))
@@ -368,8 +370,8 @@ def test_norms_by_block_and_layer(lora: Build, spectrum: Spectrum) -> None:
 def test_thousands_of_blocks_and_layers_are_gathered(lora: Build) -> None:
     adapter = lora(dense={f"b{i}.layer{i}.bias": torch.ones(1) for i in range(500)})
     found = norm_map(adapter_facts(adapter, 100, {}).deltas, "change")
-    assert (len(found.rows), len(found.layers)) == (61, 41)
-    assert found.layers[-1] == "others"
+    assert (len(found.cells), len(found.columns)) == (61, 42)
+    assert found.columns[-1].screen == "<span>others</span>"
     assert max(float(text) for text, _ in cells_of(found).values()) ** 2 == pytest.approx(440, rel=0.01)
 
 
@@ -414,7 +416,7 @@ def test_a_page_of_one_lora(tmp_path: Path, rand: Rand) -> None:
     assert page == render_page(found)
     assert "<h1>l.safetensors</h1>" in page
     assert all(f"<h3>{title}</h3>" in page for title in ("Norm of the change", "Ranks in use", "Blocks", "Readers"))
-    (cell,) = re.findall(r'<td class="cell hot" style="--shade: 1.000" title="1 tensor, [^"]*">([\d.]+)</td>', page)
+    (cell,) = re.findall(r'<span class="cell hot" style="--shade: 1.000" title="1 tensor, [^"]*">([\d.]+)</span>', page)
     assert found.file.adapter is not None
     assert float(cell) == float(f"{found.file.adapter.norm:.3g}")
     assert "http" not in re.sub(r"http-equiv", "", page)

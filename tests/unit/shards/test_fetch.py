@@ -158,16 +158,6 @@ def test_a_damaged_compressed_shard_is_said(shard: Path, tmp_path: Path) -> None
     assert leftovers(tmp_path / "cache") == []
 
 
-@pytest.mark.parametrize("road", ["link", "spelling"])
-def test_a_shard_that_is_named_twice_by_another_road(shard: Path, road: str) -> None:
-    other = shard.parent / ".." / shard.parent.name / shard.name
-    if road == "link":
-        other = shard.with_name("other.tar")
-        other.symlink_to(shard)
-    with pytest.raises(DataError, match=r"named twice: .*count double"):
-        local_shards([str(shard), str(other)], cache_dir=None, allow_pipe=False)
-
-
 def test_a_compressed_shard_does_not_fill_the_disk(tmp_path: Path) -> None:
     bomb = tmp_path / "bomb.tar.gz"
     bomb.write_bytes(gzip.compress(bytes(20_000_000)))

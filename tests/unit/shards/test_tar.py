@@ -107,11 +107,3 @@ def test_braces_are_expanded_in_order() -> None:
 def test_a_malformed_pattern_is_said() -> None:
     with pytest.raises(DataError, match=r"shards 't-\{0\.\.2\.tar' cannot be expanded"):
         expand_shards(["t-{0..2.tar"])
-
-
-@pytest.mark.parametrize(
-    "pattern", ["{0..999999999}.tar", "{0..9999}{0..9999}.tar", "{a,{0..999999}}{b,c}.tar", "{a,b}" * 30, "x" * 5000]
-)
-def test_a_pattern_of_too_many_shards_is_refused_before_it_is_expanded(pattern: str) -> None:
-    with pytest.raises(DataError, match=r"are more than 1,000,000, or their pattern is longer than 4,000 characters"):
-        expand_shards([pattern])

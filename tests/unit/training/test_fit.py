@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from lightning.fabric import Fabric
 from torch.distributed import DistError
 
 from lbm_lora.errors import ConfigError, DataError
@@ -13,7 +12,7 @@ from lbm_lora.training import fit as fit_module
 from lbm_lora.training.checkpoint import RunFolder
 from lbm_lora.training.fit import fit
 from lbm_lora.training.learner import Learner
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.settings import TrainConfig
 
 Config = Callable[..., TrainConfig]
 
@@ -50,19 +49,6 @@ def test_one_run_at_a_time_trains_in_a_folder(config: Config, monkeypatch: pytes
     assert not (chosen.save_ckpt_path / ".lock").exists()
 
 
-def test_processes_with_other_settings_are_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One may have read the training file before it was edited, another one after it."""
-    chosen = config()
-    assert chosen.base_model_path is not None
-
-    def first(_: Fabric, value: tuple[int, str]) -> tuple[int, str]:
-        return value[0], value[1].replace('"seed":0', '"seed":1')
-
-    monkeypatch.setattr(Fabric, "broadcast", first)
-    with pytest.raises(ConfigError, match="process 0 has other settings than process 0: the training file"):
-        fit(chosen, chosen.base_model_path)
-
-
 @pytest.mark.parametrize("error", [RuntimeError("[gloo/transport/tcp/pair.cc:553] closed"), DistError("NCCL")])
 def test_the_loss_of_another_process_is_named(
     config: Config, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
@@ -78,8 +64,3 @@ def test_the_loss_of_another_process_is_named(
     named = r"another process of this run has ended\. Start the run again to go on"
     with pytest.raises(DataError, match=named), fit_module._named_loss(2):
         raise error
-
-
-def test_an_error_of_ours_keeps_its_name() -> None:
-    with pytest.raises(RuntimeError, match="a defect"), fit_module._named_loss(2):
-        raise RuntimeError("a defect")

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 import pytest
-import torch
 from torch import nn
 
 from lbm_lora.errors import ConfigError
-from lbm_lora.training.launch import drop_gathered, is_sharded, open_fabric
+from lbm_lora.training.launch import drop_gathered, open_fabric
 
 
 @dataclass(frozen=True)
@@ -20,23 +19,11 @@ class On:
     strategy: str = "auto"
 
 
-def test_one_process_needs_no_launch() -> None:
-    fabric = open_fabric(On())
-    fabric.launch()
-    assert (fabric.device, fabric.global_rank, fabric.world_size) == (torch.device("cpu"), 0, 1)
-    assert not is_sharded(fabric)
-    assert not torch.distributed.is_initialized()
-
-
 @pytest.mark.parametrize("strategy", ["auto", "ddp"])
 def test_rank_and_world_are_known_before_the_launch(monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     fabric = open_fabric(On(devices=2, strategy=strategy))
     assert (fabric.global_rank, fabric.world_size, fabric.is_global_zero) == (1, 2, False)
-
-
-def test_fsdp_parts_what_its_function_says() -> None:
-    assert is_sharded(open_fabric(On(devices=2, strategy="fsdp"), lambda module, mesh: module))
 
 
 @pytest.mark.parametrize("on", [On(strategy="no_such"), On(strategy="fsdp")])

@@ -11,16 +11,15 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import lbm_lora
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, load_adapter, save_adapter
 from lbm_lora.apply import Injection, ScaledAdapter, fuse_module, inject
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.factorize import rank_bound
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.naming import ModuleName, ParamName
-from lbm_lora.training.lora import LiveAdapter, export_adapter, inject_plan
-from lbm_lora.training.plan import layout_of, plan_continued, plan_new
-from lbm_lora.training.settings.model_keys import ModelSettings
-from lbm_lora.verbs.extract import extract
+from lbm_lora.training.lora import LiveAdapter, export_adapter, inject_plan, layout_of, plan_continued, plan_new
+from lbm_lora.training.settings import ModelSettings
 from standins import delta
 
 Settings = Callable[..., ModelSettings]
@@ -278,8 +277,7 @@ def given_adapter(base: Path, folder: Path) -> Adapter:
             for key, value in tensors.items()
         }
     save_file(changed, folder / "tuned.safetensors")
-    extract(base, folder / "tuned.safetensors", save_to=folder / "x.safetensors", rank=3)
-    return load_adapter(folder / "x.safetensors")
+    return lbm_lora.extract(base, folder / "tuned.safetensors", rank=3, device="cpu")
 
 
 def live_base(base_bf16: Path) -> Path:

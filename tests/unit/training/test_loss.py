@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lbm_lora.errors import ConfigError
-from lbm_lora.model import bridge
 from lbm_lora.model.build import LBMModel
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.training.data.dataset import Batch, collate, open_data
@@ -20,7 +19,6 @@ from lbm_lora.training.loss import (
     BatchLoss,
     BridgeStep,
     Objective,
-    bridge_state,
     crop,
     crop_windows,
     decode,
@@ -31,8 +29,7 @@ from lbm_lora.training.loss import (
     pixel_loss,
     sample_generators,
 )
-from lbm_lora.training.settings.learning_keys import ObjectiveSettings
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.settings import ObjectiveSettings, TrainConfig
 
 L2 = objective_of(ObjectiveSettings(pixel_loss_type="l2", pixel_loss_weight=1), LBMConfig())
 L1 = replace(L2, latent_loss_type="l1", pixel_loss_type="l1")
@@ -49,13 +46,6 @@ def test_latent_loss_by_hand() -> None:
     velocity = torch.tensor([[0.0] * 4, [5.0] * 4]).reshape(2, 1, 2, 2)
     assert latent_loss(L2, prediction, velocity).tolist() == [7.5, 1.0]
     assert latent_loss(L1, prediction, velocity).tolist() == [2.5, 0.5]
-
-
-def test_the_loss_does_not_depend_on_the_timestep() -> None:
-    """It compares the velocity: an error of 2 there costs 4 at any sigma, though the target latent moves by 2 sigma."""
-    source, target = torch.randn(2, 2, 4, 2, 2, generator=torch.Generator().manual_seed(0))
-    wrong = bridge.velocity(source, target) + 2
-    assert latent_loss(L2, wrong, bridge.velocity(source, target)).tolist() == pytest.approx([4.0, 4.0])
 
 
 def test_masked_latents_do_not_enter_the_loss() -> None:
@@ -101,11 +91,11 @@ def test_pixel_loss_by_hand() -> None:
     # clamped: 1, -1, 0.5; target 0: squares 1, 1, 0.25
     decoded = torch.tensor([3.0, -2.0, 0.5]).reshape(1, 1, 1, 3).expand(1, 3, 1, 3)
     target = torch.zeros(1, 3, 1, 3)
-    assert pixel_loss(L2, decoded, target, None, seeded(1)).tolist() == [0.75]
-    assert pixel_loss(L1, decoded, target, None, seeded(1)).item() == pytest.approx(2.5 / 3)
+    assert pixel_loss(L2, decoded, target, None).tolist() == [0.75]
+    assert pixel_loss(L1, decoded, target, None).item() == pytest.approx(2.5 / 3)
     mask = torch.tensor([0.0, 1.0, 1.0]).reshape(1, 1, 1, 3)
-    assert pixel_loss(L2, decoded, target, mask, seeded(1)).tolist() == [0.625]
-    assert pixel_loss(L2, decoded, target, torch.zeros(1, 1, 1, 3), seeded(1)).tolist() == [0.0]
+    assert pixel_loss(L2, decoded, target, mask).tolist() == [0.625]
+    assert pixel_loss(L2, decoded, target, torch.zeros(1, 1, 1, 3)).tolist() == [0.0]
 
 
 def counting(made: Tensor, wanted: Tensor) -> Tensor:
@@ -114,25 +104,13 @@ def counting(made: Tensor, wanted: Tensor) -> Tensor:
     return (made - wanted).abs().sum((1, 2, 3), keepdim=True)
 
 
-def test_lpips_gets_clamped_crops_and_grey_where_the_mask_is_black() -> None:
-    decoded, target = torch.full((2, 3, 6, 4), 5.0), torch.full((2, 3, 6, 4), -1.0)
-    objective = replace(LPIPS, pixel_loss_max_size=4)
+def test_lpips_gets_clamped_images_and_grey_where_the_mask_is_black() -> None:
+    decoded, target = torch.full((2, 3, 4, 4), 5.0), torch.full((2, 3, 4, 4), -1.0)
     # 3 channels of 4 x 4 pixels that differ by 2
-    assert pixel_loss(objective, decoded, target, None, seeded(2), counting).tolist() == [96.0, 96.0]
-    mask = torch.ones(2, 1, 6, 4)
+    assert pixel_loss(LPIPS, decoded, target, None, counting).tolist() == [96.0, 96.0]
+    mask = torch.ones(2, 1, 4, 4)
     mask[1, :, :, :2] = 0
-    assert pixel_loss(objective, decoded, target, mask, seeded(2), counting).tolist() == [96.0, 48.0]
-
-
-def test_each_sample_is_cropped_alike_in_both_images() -> None:
-    image = torch.rand(3, 3, 20, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    mask = torch.ones(3, 1, 20, 24)
-    small = replace(L2, pixel_loss_max_size=7)
-    assert pixel_loss(small, image, image.clone(), mask, seeded(3)).tolist() == [0.0] * 3
-    windows = crop_windows(20, 24, 7, seeded(3))
-    assert len({(rows.start, columns.start) for rows, columns in windows}) > 1
-    expected = [(image[i, :, rows, columns] ** 2).mean().item() for i, (rows, columns) in enumerate(windows)]
-    assert pixel_loss(small, image, torch.zeros(3, 3, 20, 24), None, seeded(3)).tolist() == pytest.approx(expected)
+    assert pixel_loss(LPIPS, decoded, target, mask, counting).tolist() == [96.0, 48.0]
 
 
 @given(
@@ -187,14 +165,6 @@ def test_what_is_left_out_is_the_bases_own() -> None:
     assert objective.selected_timesteps == (250, 500, 750, 1000)
     assert objective.prob == (0.025, 0.05, 0.025, 0.9)
     assert objective.bridge_noise_sigma == 0.1
-
-
-def test_the_weights_are_the_runs_own() -> None:
-    """LBM's pixel loss needs the decoder and LPIPS: a base does not switch it on."""
-    assert LBMConfig().pixel_loss_weight == 10.0
-    objective = objective_of(ObjectiveSettings(), LBMConfig())
-    assert (objective.latent_loss_weight, objective.pixel_loss_weight) == (1.0, 0.0)
-    assert objective_of(ObjectiveSettings(pixel_loss_weight=10), LBMConfig()).pixel_loss_weight == 10.0
 
 
 def test_what_the_run_says_wins() -> None:
@@ -306,8 +276,6 @@ def test_uniform_timesteps_are_the_whole_numbers_to_1000() -> None:
     timesteps = drawn(UNIFORM)
     assert torch.equal(timesteps, timesteps.round())
     assert (timesteps.min().item(), timesteps.max().item()) == (1.0, 1000.0)
-    counts = torch.histc(timesteps, bins=4, min=0.5, max=1000.5)
-    assert (counts - MANY / 4).abs().max().item() < 5 * (MANY * 0.25 * 0.75) ** 0.5
 
 
 def test_log_normal_timesteps_are_a_logistic_function_of_normal_values() -> None:
@@ -325,25 +293,6 @@ def test_the_mean_of_log_normal_moves_timesteps_towards_the_target() -> None:
     assert drawn(narrow, 20).tolist() == pytest.approx([250.0] * 20, abs=1)
     assert drawn(replace(narrow, logit_mean=50.0), 20).tolist() == [1.0] * 20
     assert drawn(replace(narrow, logit_mean=-50.0), 20).tolist() == [1000.0] * 20
-
-
-def test_the_bridge_by_hand() -> None:
-    # sigma 0.25: 0.25 * 4 + 0.75 * 8 + 0.1 * sqrt(0.25 * 0.75) * noise
-    source, target = torch.full((1, 1, 1, 1), 4.0), torch.full((1, 1, 1, 1), 8.0)
-    noise = torch.randn(1, 1, 1, generator=sample_generators(0, 0, [3], "noise")[0]).item()
-    objective = replace(CUSTOM, bridge_noise_sigma=0.1)
-    noisy, sigma = bridge_state(objective, source, target, torch.tensor([250.0]), sample_generators(0, 0, [3], "noise"))
-    assert sigma.tolist() == [0.25]
-    assert noisy.item() == pytest.approx(7 + 0.1 * 0.4330127 * noise, abs=1e-6)
-
-
-def test_the_bridge_starts_at_the_source() -> None:
-    source, target = torch.randn(2, 2, 4, 3, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
-    generators = sample_generators(0, 0, [0, 1], "noise")
-    noisy, _ = bridge_state(CUSTOM, source, target, torch.tensor([1000.0, 500.0]), generators)
-    assert noisy.dtype == torch.bfloat16
-    assert torch.equal(noisy[0], source[0])
-    assert not torch.equal(noisy[1], source[1])
 
 
 Config = Callable[..., TrainConfig]

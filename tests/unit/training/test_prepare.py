@@ -11,7 +11,7 @@ from lbm_lora.training.checkpoint import TrainState
 from lbm_lora.training.data.batches import BucketBatches
 from lbm_lora.training.data.dataset import open_data
 from lbm_lora.training.prepare import total_steps
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.settings import TrainConfig
 
 Config = Callable[..., TrainConfig]
 
@@ -69,7 +69,7 @@ def test_a_new_run(config: Config) -> None:
 def test_latents_are_cached_by_the_numbers_of_the_vae(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = config(cache_latents=True, cache_dir="cache")
     first, paths = prepared(chosen), set[Path]()
-    pair, numbers = first.train.index.read(0), first.loss.model.config.vae_config
+    pair, numbers = first.train.index.record(0), first.loss.model.config.vae_config
     for factor in (0.13025, 3.0):
         monkeypatch.setattr(LBMConfig, "vae_config", {**numbers, "scaling_factor": factor})
         latents = prepared(chosen).latents

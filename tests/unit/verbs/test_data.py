@@ -101,7 +101,7 @@ def test_both_splits_of_a_training_file(tmp_path: Path) -> None:
 
 
 def test_the_data_are_named_once() -> None:
-    with pytest.raises(ConfigError, match="^Name the data to check: a folder, shards, or a training file with path_c"):
+    with pytest.raises(ConfigError, match=r"^Name the data to check: a folder, shards, or a training file with path_c"):
         check_data()
     with pytest.raises(ConfigError, match=r"^'a' and path_config both name the data\. Give one of them\.$"):
         check_data("a", path_config=Path("b.yaml"))

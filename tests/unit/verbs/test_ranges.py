@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import lbm_lora
-from lbm_lora.cli.flags import Flag, flags_of_verb
+from lbm_lora.cli.flags import Flag, flags_of
 from lbm_lora.errors import ConfigError
 from lbm_lora.verbs import VERBS, verb_named
 
@@ -15,7 +15,7 @@ REQUIRED: dict[str, Any] = {"to": "kohya", "save_path": "b.ckpt"}
 
 
 def bounded(name: str) -> list[Flag]:
-    return [flag for flag in flags_of_verb(verb_named(name).function) if flag.bounds is not None]
+    return [flag for flag in flags_of(verb_named(name).function) if flag.bounds is not None]
 
 
 CASES = [(name, flag) for name in VERBS for flag in bounded(name)]
@@ -27,7 +27,7 @@ def test_a_number_out_of_its_range_is_refused_by_the_parameters_name(name: str, 
     call = getattr(lbm_lora, VERBS[name].partition(":")[2], None)
     assert call is not None, function
     assert flag.bounds is not None
-    needed = [one.parameter for one in flags_of_verb(function) if one.is_required and one.parameter != flag.parameter]
+    needed = [one.parameter for one in flags_of(function) if one.is_required and one.parameter != flag.parameter]
     values = {one: REQUIRED.get(one, str(tmp_path / one)) for one in needed}
     for value in (flag.bounds.least - 1, flag.bounds.most + 1):
         if not math.isinf(value):

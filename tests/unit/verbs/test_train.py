@@ -14,7 +14,7 @@ from lbm_lora.adapter import Adapter
 from lbm_lora.cli.main import main
 from lbm_lora.errors import ConfigError, MissingExtraError
 from lbm_lora.training import fit
-from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.training.settings import TrainConfig
 from lbm_lora.verbs.train import train
 from standins import Lbm
 

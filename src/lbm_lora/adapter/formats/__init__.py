@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 
 from lbm_lora.adapter.formats import comfyui, diffusers, kohya, peft
-from lbm_lora.adapter.formats.codec import WISHES, Codec, Encoded, Parts, Saved, Source, Wishes
+from lbm_lora.adapter.formats.codec import WISHES, Codec, Encoded, Saved, Source, Wishes
 from lbm_lora.adapter.metadata import EXPORT_KEY
 from lbm_lora.configs.values import FormatName
 

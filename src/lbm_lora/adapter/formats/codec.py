@@ -3,45 +3,53 @@
 Foreign words live in the modules next to this one, one per family of formats. In between everything is an `Adapter`.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
+from lbm_lora.adapter.metadata import AdapterMetadata
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.checkpoint import Component
 from lbm_lora.configs.values import BiasesAs, ForeignFormat, FormatName, NormsAs
 from lbm_lora.errors import AdapterError, Option, listing, plural
-from lbm_lora.naming import ModuleName, ParamName
+from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file, or state dict, of a foreign format: its tensors by their own keys, and the strings of its header."""
+    """A file, or state dict, of a foreign format: its tensors by their own keys, and the strings of its header.
+
+    Attributes:
+        path: the file, or the folder that holds it: also for the files next to it (`adapter_config.json`).
+        base: the component that it is meant for, where it is at hand: values that replace the base's become deltas.
+    """
 
     tensors: Mapping[str, Tensor]
     header: Mapping[str, str]
     path: Path
-    """The file, or the folder that holds it, as given: also for the files next to it (`adapter_config.json`)."""
     base: Component | None = None
-    """The component that it is meant for, where it is at hand: values that replace the base's become deltas."""
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of the component, for formats whose keys do not say it."""
+        return DENOISER_PREFIX if self.base is None else self.base.prefix
+
+    def adapter(
+        self,
+        modules: Mapping[ModuleName, LoraModule],
+        dense: Mapping[ParamName, Tensor],
+        prefix: str,
+        own_header: Collection[str] = (),
+    ) -> Adapter:
+        """Return the contents as an adapter; `own_header` are the entries of the header that are the format's own."""
+        header = {key: value for key, value in self.header.items() if key not in own_header}
+        return Adapter(modules, dense, AdapterMetadata.from_header(header), prefix)
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Contents of a foreign file in our terms, complete: a codec reads every key or raises.
-
-    Attributes:
-        notes: what the user should know, one sentence each, such as what was rebuilt or left out.
-        own_header: names of header entries that are the format's, and no metadata of the adapter.
-    """
-
-    modules: Mapping[ModuleName, LoraModule]
-    dense: Mapping[ParamName, Tensor] = field(default_factory=dict[ParamName, Tensor])
-    prefix: str = ""
-    notes: tuple[str, ...] = ()
-    own_header: Collection[str] = ()
+Decoded = tuple[Adapter, Sequence[str]]
+"""An adapter, complete, and what the user should know, one sentence each, such as what was rebuilt or left out."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ class Codec:
 
     name: FormatName
     matches: Callable[[Collection[str], Mapping[str, str]], bool]
-    decode: Callable[[Source], Parts]
+    decode: Callable[[Source], Decoded]
     encode: Callable[[Adapter, Wishes], Encoded]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 
 import torch
 
-from lbm_lora.adapter.formats.codec import Codec, Encoded, Parts, Source, Wishes, only_deltas
+from lbm_lora.adapter.formats.codec import Codec, Decoded, Encoded, Source, Wishes, only_deltas
 from lbm_lora.adapter.formats.names import BY_SGM
 from lbm_lora.adapter.formats.reading import read
 from lbm_lora.adapter.module import Adapter
@@ -37,7 +37,7 @@ def _matches(keys: Collection[str], header: Mapping[str, str]) -> bool:
     return has_factors and any(key.endswith((*_FASTVIDEO, ".dora_scale")) for key in keys)
 
 
-def _decode(source: Source) -> Parts:
+def _decode(source: Source) -> Decoded:
     def named(stem: str) -> ModuleName:
         prefix = next((prefix for prefix in (PREFIX, DENOISER_PREFIX) if stem.startswith(prefix)), "")
         name = stem.removeprefix(prefix)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import cast
 
-from lbm_lora.adapter.formats.codec import Codec, Encoded, Parts, Source, Wishes, check_held
+from lbm_lora.adapter.formats.codec import Codec, Decoded, Encoded, Source, Wishes, check_held
 from lbm_lora.adapter.formats.layers import KEY, Before, as_before, dense_kinds, layer_tensors, notes_of, to_one_rank
 from lbm_lora.adapter.formats.lora_config import LoraConfig, config_fields, config_of
 from lbm_lora.adapter.formats.peft_keys import decode_layers, is_factor
@@ -31,7 +31,7 @@ def _matches(keys: Collection[str], header: Mapping[str, str]) -> bool:
     return any(map(is_factor, keys))
 
 
-def _decode(source: Source) -> Parts:
+def _decode(source: Source) -> Decoded:
     if any(key.startswith(_TRANSFORMER) for key in source.tensors):
         raise AdapterError(f"{source.path} is a LoRA for a diffusion transformer. An LBM's denoiser is a UNet.")
     left_out = [key for key in source.tensors if is_of_another_part(key)]
@@ -40,13 +40,13 @@ def _decode(source: Source) -> Parts:
     prefix = next((p for p in (PREFIX, DENOISER_PREFIX) if all(key.startswith(p) for key in kept)), "")
     tensors = {key.removeprefix(prefix): tensor for key, tensor in kept.items()}
     config = _config(source.header, source.path)
-    modules, dense, notes = decode_layers(tensors, config, source.base, source.path)
-    component = DENOISER_PREFIX if source.base is None else source.base.prefix
+    modules, dense, notes = decode_layers(tensors, config, source)
+    component = source.prefix
     before = Before.of_header(source.header)
     if before is not None:
         modules, matrices = as_before(modules, before)
         dense, component = dense | matrices, before.prefix
-    return Parts(modules, dense, component, (*notes, *note), (CONFIG_KEY, KEY, "format"))
+    return source.adapter(modules, dense, component, (CONFIG_KEY, KEY, "format")), (*notes, *note)
 
 
 def _config(header: Mapping[str, str], where: Path) -> LoraConfig | None:

@@ -22,14 +22,15 @@ What is written, and why:
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter.formats.codec import Codec, Encoded, Parts, Source, Wishes, check_held, only_deltas
+from lbm_lora.adapter.formats.codec import Codec, Decoded, Encoded, Source, Wishes, check_held, only_deltas
+from lbm_lora.adapter.formats.layers import dense_kinds
 from lbm_lora.adapter.formats.names import BY_FLAT, BY_FLAT_SGM, SGM, flat, is_norm
 from lbm_lora.adapter.formats.reading import read
 from lbm_lora.adapter.formats.rebuild import module_of_matrix
@@ -37,7 +38,7 @@ from lbm_lora.adapter.module import Adapter
 from lbm_lora.adapter.native import ALPHA, DIFF, DIFF_BIAS, encode_module
 from lbm_lora.configs.values import FormatName
 from lbm_lora.errors import AdapterError, listing, plural
-from lbm_lora.naming import ModuleName, bias_of, leaf_of, module_of, weight_of
+from lbm_lora.naming import ModuleName, ParamName, bias_of, leaf_of, module_of, weight_of
 
 UNET, LYCORIS_PREFIX = "lora_unet_", "lycoris_"
 _PREFIXES = (UNET, LYCORIS_PREFIX)
@@ -46,20 +47,16 @@ _REMEDIES, _LEAD = {"biases": "drop", "norms": "drop"}, "comfyui holds them. To 
 _OF_ATTENTION = re.compile(r"_attn[12]_to_\w+\.alpha$")
 
 
-def _is_kohya(keys: Collection[str], header: Mapping[str, str]) -> bool:
-    return any(key.startswith((UNET, "lora_te")) for key in keys)
-
-
 def _is_kohya_with_names_of_diffusers(keys: Collection[str], header: Mapping[str, str]) -> bool:
     stems = {key.partition(".")[0].removeprefix(UNET) for key in keys if key.startswith(UNET)}
     return any(stem in BY_FLAT for stem in stems) and not any(stem in BY_FLAT_SGM for stem in stems)
 
 
-def _is_lycoris(keys: Collection[str], header: Mapping[str, str]) -> bool:
-    return any(key.startswith(LYCORIS_PREFIX) for key in keys)
+def _has_start(start: str | tuple[str, ...]) -> Callable[[Collection[str], Mapping[str, str]], bool]:
+    return lambda keys, _: any(key.startswith(start) for key in keys)
 
 
-def _decode(source: Source) -> Parts:
+def _decode(source: Source) -> Decoded:
     of_base = {} if source.base is None else {flat(module_of(name)): module_of(name) for name in source.base}
 
     def named(stem: str) -> ModuleName | None:
@@ -67,23 +64,20 @@ def _decode(source: Source) -> Parts:
         name = stem.removeprefix(prefix or "")
         return None if prefix is None else of_base.get(name) or BY_FLAT_SGM.get(name) or BY_FLAT.get(name)
 
-    parts = read(source, named)
-    added = [
-        name
-        for name, delta in parts.dense.items()
-        if is_norm(name) and leaf_of(name) == "weight" and bias_of(module_of(name)) in parts.dense and not delta.any()
-    ]
-    return replace(parts, dense={name: delta for name, delta in parts.dense.items() if name not in added})
+    adapter, notes = read(source, named)
+
+    def is_ours(name: ParamName) -> bool:  # a `.w_norm` of zeros
+        is_weight = is_norm(name) and leaf_of(name) == "weight" and bias_of(module_of(name)) in adapter.dense
+        return is_weight and not adapter.dense[name].any()
+
+    return replace(adapter, dense={name: one for name, one in adapter.dense.items() if not is_ours(name)}), notes
 
 
 def _encode_kohya(format: FormatName, adapter: Adapter, wishes: Wishes) -> Encoded:
     only_deltas(wishes, format)
     _check_names(adapter, format)
-    vectors = [name for name, delta in adapter.dense.items() if leaf_of(name) != "weight" or delta.dim() < 2]
-    biases = [name for name in vectors if leaf_of(name) == "bias" and not is_norm(name)]
-    norms = [name for name in vectors if is_norm(name)]
-    others = [name for name in vectors if name not in {*biases, *norms}]
-    check_held(adapter, format, _REMEDIES, biases=biases, norms=norms, others=others, lead=_LEAD)
+    kinds = dense_kinds(adapter.dense)
+    check_held(adapter, format, _REMEDIES, biases=kinds.biases, norms=kinds.norms, others=kinds.others, lead=_LEAD)
     tensors = _factors(adapter, format)
     for name, delta in adapter.dense.items():
         tensors |= encode_module("", module_of_matrix(_stem(format, module_of(name)), delta), torch.float32)
@@ -154,8 +148,8 @@ def _check_names(adapter: Adapter, format: FormatName) -> None:
         )
 
 
-LYCORIS = Codec("lycoris", _is_lycoris, _decode, _encode_lycoris)
+LYCORIS = Codec("lycoris", _has_start(LYCORIS_PREFIX), _decode, _encode_lycoris)
 DIFFUSERS_NAMES = Codec(
     "kohya-diffusers", _is_kohya_with_names_of_diffusers, _decode, partial(_encode_kohya, "kohya-diffusers")
 )
-KOHYA = Codec("kohya", _is_kohya, _decode, partial(_encode_kohya, "kohya"))
+KOHYA = Codec("kohya", _has_start((UNET, "lora_te")), _decode, partial(_encode_kohya, "kohya"))

@@ -8,7 +8,7 @@ A field that changes what the factors mean, or that we do not know, is refused b
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -104,26 +104,22 @@ def config_of(values: object, where: Path) -> LoraConfig:
     _check_supported(fields, where)
     alpha = _ALPHAS[str(fields.get("peft_type", "LORA"))]
     return LoraConfig(
-        int(_rank(fields.get("r"), "r", where)),
+        int(_number(fields.get("r"), "r", where, is_rank=True)),
         _number(fields.get(alpha), alpha, where),
-        _pattern(fields.get("rank_pattern"), "rank_pattern", _rank, where),
-        _pattern(fields.get("alpha_pattern"), "alpha_pattern", _number, where),
+        _pattern(fields.get("rank_pattern"), "rank_pattern", where, is_rank=True),
+        _pattern(fields.get("alpha_pattern"), "alpha_pattern", where),
         bool(fields.get("use_rslora")),
         bool(fields.get("use_dora")),
     )
 
 
-def _number(value: object, field: str, where: Path) -> float:
-    """Return a number that fp32 holds, as files store it."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
-        raise AdapterError(f"{where}: the LoRA's config has {field} {value!r:.60}. It must be a number up to 3.4e38.")
-    return float(value)
-
-
-def _rank(value: object, field: str, where: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= _LARGEST or value % 1:
-        raise AdapterError(f"{where}: the LoRA's config has {field} {value!r:.60}. It must be a whole number above 0.")
-    return float(value)
+def _number(value: object, field: str, where: Path, *, is_rank: bool = False) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST:
+        number = float(value)
+        if not is_rank or (number >= 1 and number % 1 == 0):
+            return number
+    kind = "a whole number above 0" if is_rank else "a number up to 3.4e38"
+    raise AdapterError(f"{where}: the LoRA's config has {field} {value!r:.60}. It must be {kind}.")
 
 
 def _check_supported(fields: Mapping[str, object], where: Path) -> None:
@@ -146,7 +142,7 @@ def _check_supported(fields: Mapping[str, object], where: Path) -> None:
         raise AdapterError(f"{where}: the config asks for what is not read: {asked}. {read}")
 
 
-def _pattern(value: object, name: str, read: Callable[[object, str, Path], float], where: Path) -> dict[str, float]:
+def _pattern(value: object, name: str, where: Path, *, is_rank: bool = False) -> dict[str, float]:
     if value and not isinstance(value, dict):
         raise AdapterError(f"{where}: the LoRA's config has {name} {value!r:.60}. It must be an object of patterns.")
     pattern = cast(dict[str, object], value or {})
@@ -155,7 +151,7 @@ def _pattern(value: object, name: str, read: Callable[[object, str, Path], float
             _compiled(key)
         except (re.error, regex.error, RecursionError, OverflowError) as error:
             raise AdapterError(f"{where}: {name} of the LoRA's config has the pattern {key}: {error}.") from None
-    return {key: read(number, f"{name} of {key}", where) for key, number in pattern.items()}
+    return {key: _number(number, f"{name} of {key}", where, is_rank=is_rank) for key, number in pattern.items()}
 
 
 def config_fields(ranks: Mapping[ModuleName, int]) -> dict[str, object]:

@@ -19,7 +19,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter.formats.codec import Codec, Encoded, Parts, Source, Wishes, check_held
+from lbm_lora.adapter.formats.codec import Codec, Decoded, Encoded, Source, Wishes, check_held
 from lbm_lora.adapter.formats.layers import (
     KEY,
     Before,
@@ -49,7 +49,7 @@ def _matches(keys: Collection[str], header: Mapping[str, str]) -> bool:
     return any(key.startswith(PREFIX) or is_in_memory(key) for key in keys)
 
 
-def _decode(source: Source) -> Parts:
+def _decode(source: Source) -> Decoded:
     before = Before.of_header(source.header)
     named = {key.removeprefix(PREFIX): tensor for key, tensor in source.tensors.items()}
     check_unrepeated(
@@ -59,31 +59,26 @@ def _decode(source: Source) -> Parts:
     tensors = {key.removeprefix(prefix): tensor for key, tensor in named.items()}
     config = _config_beside(source.path)
     notes = [] if config else [f"There is no {CONFIG} next to it: the scaling of every module is read as 1."]
-    if any(map(_is_product, tensors)):
+    if any(".hada_" in key or ".lokr_" in key for key in tensors):
         return _products(replace(source, tensors=tensors), config, notes)
-    modules, dense, more = decode_layers(tensors, config, source.base, source.path)
-    component = DENOISER_PREFIX if source.base is None else source.base.prefix
+    modules, dense, more = decode_layers(tensors, config, source)
+    component = source.prefix
     if before is not None:
         modules, matrices = as_before(modules, before)
-        dense, component = _as_stored(dense, source.base, before) | matrices, before.prefix
-    return Parts(modules, dense, component, (*more, *(notes if before is None else [])), (KEY, "format"))
+        dense, component, notes = _as_stored(dense, source.base, before) | matrices, before.prefix, []
+    return source.adapter(modules, dense, component, (KEY, "format")), (*more, *notes)
 
 
-def _is_product(key: str) -> bool:
-    return ".hada_" in key or ".lokr_" in key
-
-
-def _products(source: Source, config: LoraConfig | None, notes: Sequence[str]) -> Parts:
+def _products(source: Source, config: LoraConfig | None, notes: Sequence[str]) -> Decoded:
     """Return the deltas of PEFT's LoHa or LoKr, whose scaling the config alone says."""
-    parts = read(source, ModuleName)
+    adapter, more = read(source, ModuleName)
 
     def scaling(name: ModuleName) -> float:
         return 1.0 if config is None else config.scaling_of(name)
 
-    modules = {name: replace(one, alpha=one.alpha * scaling(name)) for name, one in parts.modules.items()}
-    dense = {name: delta * scaling(module_of(name)) for name, delta in parts.dense.items()}
-    component = DENOISER_PREFIX if source.base is None else source.base.prefix
-    return Parts(modules, dense, component, (*notes, *parts.notes), ("format",))
+    modules = {name: replace(one, alpha=one.alpha * scaling(name)) for name, one in adapter.modules.items()}
+    dense = {name: delta * scaling(module_of(name)) for name, delta in adapter.dense.items()}
+    return source.adapter(modules, dense, source.prefix, ("format",)), (*notes, *more)
 
 
 def _config_beside(path: Path) -> LoraConfig | None:
@@ -128,8 +123,10 @@ def _encode(adapter: Adapter, wishes: Wishes) -> Encoded:
         base = _base_of(adapter, replaced, wishes)
         others = [] if is_all else [name for name in base if module_of(name) in norms]
         for name in dict.fromkeys([*replaced, *others]):
-            value = base.read(name)
-            tensors[_value_key(name, layers)] = value.float() + replaced[name].float() if name in replaced else value
+            value, module = base.read(name), module_of(name)
+            # a layer with factors holds the module that it wraps
+            key = f"{module}.base_layer.{leaf_of(name)}" if module in layers.modules else name
+            tensors[PREFIX + key] = value.float() + replaced[name].float() if name in replaced else value
         before = _with_dtype(before, replaced, base)
     fields = config_fields(layers.ranks) | {
         "peft_type": "LORA",
@@ -170,12 +167,6 @@ def _base_of(adapter: Adapter, replaced: Mapping[ParamName, Tensor], wishes: Wis
     if strange:
         raise AdapterError(f"{adapter.label}: {base.path} has no such parameters: {listing(strange, limit=3)}.")
     return base
-
-
-def _value_key(name: ParamName, layers: OneRank) -> str:
-    """Return the key of a value: a layer with factors holds the module that it wraps as `base_layer`."""
-    module = module_of(name)
-    return f"{PREFIX}{module}.base_layer.{leaf_of(name)}" if module in layers.modules else PREFIX + name
 
 
 def _with_dtype(before: Before, deltas: Mapping[ParamName, Tensor], base: Component) -> Before:

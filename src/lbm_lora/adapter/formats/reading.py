@@ -25,7 +25,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter.formats.codec import Parts, Source
+from lbm_lora.adapter.formats.codec import Decoded, Source
 from lbm_lora.adapter.formats.names import kernel_of
 from lbm_lora.adapter.formats.rebuild import dora_delta, dora_note, loha, lokr, with_mid
 from lbm_lora.adapter.metadata import EXPORT_KEY
@@ -138,7 +138,7 @@ def note_left_out(keys: Collection[str], source: Source) -> list[str]:
     return [f"{plural(len(keys), 'key')} left out, {what}: {listing(keys, limit=3)}."] if keys else []
 
 
-def read(source: Source, named: Callable[[str], ModuleName | None]) -> Parts:
+def read(source: Source, named: Callable[[str], ModuleName | None]) -> Decoded:
     """Return the contents of a file."""
     found = grouped(source.tensors, named, source.path)
     left_out = note_left_out(found.left_out, source)
@@ -152,20 +152,21 @@ def read(source: Source, named: Callable[[str], ModuleName | None]) -> Parts:
         if isinstance(delta, LoraModule):
             modules[name] = delta
         else:
-            _add(dense, weight_of(name), delta, source)
+            add_delta(dense, weight_of(name), delta, source)
     for name, value in found.values.items():
-        base = reader.base(name, "a value that replaces the base's")
-        _add(dense, name, value.float() - base.float(), source)
+        base = _base_value(source, name, "a value that replaces the base's")
+        add_delta(dense, name, value.float() - base.float(), source)
     for name in dense.keys() & {weight_of(name) for name in modules}:
         raise AdapterError(f"{source.path}: {name} has both factors and a dense delta. Remove one of them.")
     exact = [f"{plural(count, 'module')} of {kind}" for kind, count in rebuilt.items() if kind not in ("", "DoRA")]
     notes = [f"{' and '.join(exact)}: rebuilt exactly, as factors or as dense deltas."] if exact else []
     if rebuilt["DoRA"]:
         notes.append(f"{dora_note(rebuilt['DoRA'], dense.values())} `lbm-lora resize` makes factors of them.")
-    return Parts(modules, dense, DENOISER_PREFIX, (*notes, *left_out))
+    return source.adapter(modules, dense, DENOISER_PREFIX), (*notes, *left_out)
 
 
-def _add(dense: dict[ParamName, Tensor], name: ParamName, delta: Tensor, source: Source) -> None:
+def add_delta(dense: dict[ParamName, Tensor], name: ParamName, delta: Tensor, source: Source) -> None:
+    """Add a delta; a file may hold one for each parameter."""
     if name in dense:
         raise AdapterError(f"{source.path}: {name} has two deltas. Remove one of them.")
     dense[name] = delta
@@ -179,13 +180,38 @@ def _is_turned_around(found: Grouped) -> bool:
     )
 
 
+def dora(source: Source, name: ModuleName, delta: Tensor, magnitude: Tensor, *, epsilon: float = 0.0) -> Tensor:
+    """Return the dense delta of a DoRA module, which needs the base; see `dora_delta`."""
+    base = _base_value(source, weight_of(name), "a DoRA, which scales the base's own weight")
+    outputs, inputs = base.shape[:2]
+    allowed = [(outputs, *(1 for _ in base.shape[1:])), (1, inputs, *(1 for _ in base.shape[2:]))]
+    if delta.shape != base.shape or tuple(magnitude.shape) not in allowed:
+        raise AdapterError(
+            f"{source.path}: {name}: the delta {tuple(delta.shape)} and dora_scale {tuple(magnitude.shape)} do not fit "
+            f"the base's weight {tuple(base.shape)}."
+        )
+    return dora_delta(base, delta, magnitude, epsilon=epsilon)
+
+
+def _base_value(source: Source, name: ParamName, what: str) -> Tensor:
+    if source.base is None:
+        raise AdapterError(
+            f"{source.path}: {name} is {what}: its delta depends on the base. `lbm-lora convert` reads it with the "
+            "base: ",
+            Option("base_model_path", "BASE"),
+            ".",
+        )
+    if name not in source.base:
+        raise AdapterError(f"{source.path}: {name} is not in the base {source.base.path}.")
+    return source.base.read(name)
+
+
 @dataclass(frozen=True)
 class _Reader:
     source: Source
     is_turned_around: bool
 
     def module(self, name: ModuleName, parts: Mapping[str, Tensor]) -> tuple[LoraModule | Tensor, str]:
-        """Return a module's delta, and the kind that it was rebuilt from."""
         if any(role.startswith("hada_") for role in parts):
             delta, kind = self._product(name, parts, loha, ("hada_w1_b", "hada_w2_b")), "LoHa"
         elif any(role.startswith("lokr_") for role in parts):
@@ -193,7 +219,8 @@ class _Reader:
         else:
             delta, kind = self._lora(name, parts), "Tucker factors" if "mid" in parts else ""
         if "dora_scale" in parts:
-            return self._dora(name, delta, parts["dora_scale"]), "DoRA"
+            low_rank = delta.delta() if isinstance(delta, LoraModule) else delta
+            return dora(self.source, name, low_rank, parts["dora_scale"], epsilon=_EPSILON), "DoRA"
         return delta, kind
 
     def _lora(self, name: ModuleName, parts: Mapping[str, Tensor]) -> LoraModule:
@@ -244,33 +271,6 @@ class _Reader:
             shapes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in parts.items())
             raise self._error(name, f": {shapes} ", *error.args) from None
 
-    def _dora(self, name: ModuleName, delta: LoraModule | Tensor, magnitude: Tensor) -> Tensor:
-        base = self.base(weight_of(name), "a DoRA, which scales the base's own weight")
-        outputs, inputs = base.shape[:2]
-        allowed = [(outputs, *(1 for _ in base.shape[1:])), (1, inputs, *(1 for _ in base.shape[2:]))]
-        if tuple(delta.shape) != tuple(base.shape) or tuple(magnitude.shape) not in allowed:
-            raise self._error(
-                name,
-                f": the delta {tuple(delta.shape)} and dora_scale {tuple(magnitude.shape)} do not fit the base's "
-                f"weight {tuple(base.shape)}.",
-            )
-        low_rank = delta.delta() if isinstance(delta, LoraModule) else delta
-        return dora_delta(base, low_rank, magnitude, epsilon=_EPSILON)
-
-    def base(self, name: ParamName, what: str) -> Tensor:
-        """Return the base's value, without which this one cannot be read."""
-        base = self.source.base
-        if base is None:
-            raise self._error(
-                name,
-                f" is {what}: its delta depends on the base. `lbm-lora convert` reads it with the base: ",
-                Option("base_model_path", "BASE"),
-                ".",
-            )
-        if name not in base:
-            raise self._error(name, f" is not in the base {base.path}.")
-        return base.read(name)
-
     def _alpha(self, name: ModuleName, parts: Mapping[str, Tensor], rank: int) -> float:
         return alpha_in(parts["alpha"], name, self.source.path) if "alpha" in parts else float(rank)
 
@@ -283,7 +283,6 @@ class _Reader:
         return shape[:2] if not is_ours and shape[2:] == (1, 1) and kernel_of(name) == () else shape
 
     def _unflattened(self, name: ModuleName, rows: int, columns: int) -> tuple[int, ...]:
-        """Return the shape of the weight that a flattened delta belongs to."""
         base = self._shape_in_base(name, (rows, columns))
         if base is not None:
             return base

@@ -11,16 +11,14 @@ input. The delta depends on the base and is not linear in the LoRA's scale: no L
 """
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lbm_lora.adapter.module import LoraModule
-from lbm_lora.checkpoint import Component
-from lbm_lora.errors import AdapterError, InputError, Option, plural
+from lbm_lora.errors import InputError, plural
 from lbm_lora.factorize import Factors, exact_factors
-from lbm_lora.naming import ModuleName, weight_of
+from lbm_lora.naming import ModuleName
 
 MOST_VALUES = 2**28
 """Most values of a rebuilt delta or factor: 1 GB in fp32. The largest weight of SDXL's UNet has 29 million."""
@@ -140,19 +138,3 @@ def dora_note(modules: int, deltas: Iterable[Tensor]) -> str:
     nbytes = sum(delta.nbytes for delta in deltas)
     size = f"{nbytes / 1e6:,.1f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:,.1f} kB"
     return f"{plural(modules, 'module')} of DoRA: dense deltas ({size} in all), exact for this base and at scale 1."
-
-
-def base_weight(base: Component | None, name: ModuleName, shape: tuple[int, ...], where: Path) -> Tensor:
-    """Return the base's weight of a DoRA module."""
-    if base is None:
-        raise AdapterError(
-            f"{where}: {name} has DoRA magnitudes: its delta depends on the base. `lbm-lora "
-            "convert` reads it with the base: ",
-            Option("base_model_path", "BASE"),
-            ".",
-        )
-    spec = base.specs.get(weight_of(name))
-    if spec is None or spec.shape != shape:
-        found = f"{base.path} has no {weight_of(name)}" if spec is None else f"{base.path} has {spec}"
-        raise AdapterError(f"{where}: {name} changes a weight of shape {shape}, but {found}.")
-    return base.read(weight_of(name))

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 from markupsafe import Markup
 
@@ -33,7 +33,7 @@ from lbm_lora.report.inspection.values import (
     TensorFacts,
     Truncation,
 )
-from lbm_lora.report.page import asset, environment
+from lbm_lora.report.page import environment
 from lbm_lora.report.table import Column, facts, table, text_table, words
 from lbm_lora.report.wording import megabytes, percent, printable, share, shortened
 from lbm_lora.text import TextError, parse_json
@@ -97,8 +97,7 @@ def write_page(inspection: Inspection, folder: Path) -> Path:
 def render_page(inspection: Inspection) -> str:
     """The page as text: the facts of each file, how two differ, and the blocks as heat maps."""
     difference, fit = inspection.difference, inspection.fit
-    is_other = difference is not None and not difference.is_same
-    rows = difference.rows if difference else ()
+    changed = difference.rows if difference and not difference.is_same else ()
     return (
         environment()
         .get_template("inspect.html")
@@ -106,12 +105,11 @@ def render_page(inspection: Inspection) -> str:
             sections=[_section(file) for file in (inspection.file, inspection.other) if file is not None],
             relation=difference_lines(difference) if difference else fit_lines(fit) if fit else [],
             difference=difference,
-            difference_maps=[difference_map(rows)] if is_other else [],
-            largest=sorted(rows, key=lambda row: -row.norm)[:_LARGEST_ON_PAGE] if is_other else [],
+            difference_maps=[difference_map(changed)] if changed else [],
+            largest=sorted(changed, key=lambda row: -row.norm)[:_LARGEST_ON_PAGE],
             difference_columns=_DIFFERENCES,
             truncation_columns=_TRUNCATIONS,
             reader_columns=_READERS,
-            style=Markup(asset("report.css") + asset("inspect.css")),
         )
     )
 
@@ -353,67 +351,54 @@ def _short(name: str, width: int = 20) -> str:
 def _block_columns(blocks: Sequence[BlockFacts], *, has_ranks: bool) -> Sequence[Column[BlockFacts]]:
     """Each block with its bytes and norm; for a LoRA, with its ranks."""
     longest = max((block.share for block in blocks), default=0.0) or 1.0
-
-    def ranks_90(b: BlockFacts) -> Markup:
-        return Markup("{:,}<small> of {:,}</small>").format(b.ranks_90, b.ranks) if b.ranks else Markup()
-
     columns = [
-        Column[BlockFacts](lambda b: _short(b.block), "block", None, ""),
-        Column[BlockFacts](lambda b: b.block, None, "block", ""),
-        Column[BlockFacts](lambda b: f"{b.tensors:,}", "tensors", "tensors"),
+        Column[BlockFacts](lambda b: _short(b.block), "block", css="", markup=lambda b: breakable(b.block)),
+        Column[BlockFacts](lambda b: f"{b.tensors:,}", "tensors"),
         Column[BlockFacts](lambda b: f"{b.nbytes / 1e9:,.2f} GB" if b.nbytes >= 1e9 else megabytes(b.nbytes), "bytes"),
-        Column[BlockFacts](lambda b: megabytes(b.nbytes), None, "bytes"),
         Column[BlockFacts](lambda b: f"{b.norm:.3g}", "norm"),
-        Column[BlockFacts](lambda b: f"{b.norm:.4g}", None, "norm"),
         Column[BlockFacts](lambda b: "", None, BARS, "bars", lambda b: bars(change=b.share / longest)),
         Column[BlockFacts](lambda b: share(b.share), "of norm²", "of the squared norm"),
     ]
     if has_ranks:
         columns += [
             Column[BlockFacts](lambda b: f"{b.ranks:,}" if b.ranks else "-", "ranks"),
-            Column[BlockFacts](
-                lambda b: f"{b.ranks_90:,}" if b.ranks_90 else "-", "90 %", "ranks for 90 %", markup=ranks_90
-            ),
-            Column[BlockFacts](lambda b: f"{b.ranks_99:,}" if b.ranks_99 else "-", "99 %"),
-            Column[BlockFacts](lambda b: f"{b.ranks_99:,}" if b.ranks else "", None, "for 99 %"),
+            Column[BlockFacts](lambda b: f"{b.ranks_90:,}" if b.ranks_90 else "-", "90 %", "ranks for 90 %"),
+            Column[BlockFacts](lambda b: f"{b.ranks_99:,}" if b.ranks_99 else "-", "99 %", "for 99 %"),
         ]
     return columns
 
 
 _BLOCK_DIFFERENCES = (
-    Column[BlockDifference](lambda b: _short(b.block), "block", None, ""),
+    Column[BlockDifference](lambda b: _short(b.block), "block", css=""),
     Column[BlockDifference](lambda b: f"{b.tensors:,}", "tensors"),
     Column[BlockDifference](lambda b: f"{b.same:,}", "same bits"),
     Column[BlockDifference](lambda b: percent(b.relative), "difference"),
     Column[BlockDifference](lambda b: f"{b.cosine:.4f}", "cosine"),
 )
 _DIFFERENCES = (
-    Column[TensorDifference](lambda r: _short(r.name, 52), "largest differences", None, ""),
-    Column[TensorDifference](lambda r: r.name, None, "name", "", lambda r: breakable(r.name)),
+    Column[TensorDifference](
+        lambda r: _short(r.name, 52), "largest differences", "name", "", lambda r: breakable(r.name)
+    ),
     Column[TensorDifference](lambda r: r.match, None, "match", ""),
     Column[TensorDifference](lambda r: f"{r.norm:.3g}", "norm"),
-    Column[TensorDifference](lambda r: f"{r.norm:.4g}", None, "norm"),
     Column[TensorDifference](lambda r: percent(r.relative) if r.match == "different" else r.match, "relative"),
-    Column[TensorDifference](lambda r: percent(r.relative), None, "relative"),
     Column[TensorDifference](lambda r: f"{r.cosine:.4f}", None, "cosine"),
 )
 _TRUNCATIONS = (
-    Column[Truncation](lambda t: percent(t.relative_error), None, "relative error"),
-    Column[Truncation](lambda t: f"{t.ranks:,}", None, "ranks"),
-    Column[Truncation](lambda t: megabytes(t.nbytes), None, "size"),
+    Column[Truncation](lambda t: percent(t.relative_error), "relative error"),
+    Column[Truncation](lambda t: f"{t.ranks:,}", "ranks"),
+    Column[Truncation](lambda t: megabytes(t.nbytes), "size"),
 )
+_READS, _CONVERT = Markup('<span class="reads-{0}">{0}</span>'), Markup("<code>lbm-lora convert {}</code>")
 _READERS = (
-    Column[Reader](lambda r: r.name, None, "program", ""),
+    Column[Reader](lambda r: r.name, "program", css=""),
+    Column[Reader](lambda r: r.reads, "reads", css="", markup=lambda r: _READS.format(r.reads)),
+    Column[Reader](lambda r: r.note, "note", css=""),
     Column[Reader](
-        lambda r: r.reads, None, "reads", "", lambda r: Markup('<span class="reads-{0}">{0}</span>').format(r.reads)
-    ),
-    Column[Reader](lambda r: r.note, None, "note", ""),
-    Column[Reader](
-        lambda r: "",
-        None,
+        lambda r: r.options,
         "convert to",
-        "",
-        lambda r: Markup("<code>lbm-lora convert {}</code>").format(r.options) if r.convert_to else Markup(),
+        css="",
+        markup=lambda r: _CONVERT.format(r.options) if r.convert_to else Markup(),
     ),
 )
 
@@ -449,8 +434,6 @@ def _more(count: int, what: str) -> list[str]:
 
 
 Member = TypeVar("Member", bound=DeltaFacts | TensorFacts | TensorDifference)
-Place = tuple[str, str]
-"""A block and a layer."""
 
 _BLOCKS, _LAYERS = 60, 40  # of a heat map, at most: a hostile file can name thousands
 _SCALE = "Shades are logarithmic: none is left at a hundredth of the largest value."
@@ -459,41 +442,30 @@ _PARTS = ("to_q", "to_k", "to_v", "to_out", "net.proj", "net")
 _LAST = ("proj_out", "norm", "others")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One block and layer: what is written there, what the pointer shows, and its shade from 0 to 1."""
-
-    text: str
-    title: str
-    shade: float
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class HeatMap:
-    """A table of coloured cells: blocks by layers.
-
-    Attributes:
-        about: how to read it, in one or two sentences.
-        layers: the columns.
-        rows: block -> its cells.
-    """
+    """A table of coloured cells: block -> layer -> HTML. `about`: how to read it."""
 
     title: str
     about: str
-    layers: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[Cell | None, ...]], ...]
+    cells: Mapping[str, Mapping[str, Markup]]
+
+    @property
+    def columns(self) -> list[Column[str]]:
+        """A block's name, then the layers in their order."""
+        layers = sorted({layer for row in self.cells.values() for layer in row}, key=_layer_place)
+        return [Column(str, Markup('<span class="hidden">block</span>'), css=""), *map(self._column, layers)]
+
+    def _column(self, layer: str) -> Column[str]:
+        head = Markup("<span>{}</span>").format(printable(layer))
+        return Column(str, head, css="", markup=lambda block: self.cells[block].get(layer, Markup()))
 
 
-def norm_map(rows: Sequence[DeltaFacts] | Sequence[TensorFacts], what: str) -> HeatMap:
-    """Where the change or the weight is: the joint norm of each block and layer.
-
-    Args:
-        what: `change` or `weights`.
-    """
+def norm_map(rows: Sequence[DeltaFacts] | Sequence[TensorFacts], what: Literal["change", "weights"]) -> HeatMap:
+    """Where the change or the weight is: the joint norm of each block and layer."""
 
     def cell(members: Sequence[DeltaFacts | TensorFacts]) -> tuple[float, str, str]:
-        norm = norm_of(row.norm for row in members)
-        nbytes = sum(row.nbytes for row in members)
+        norm, nbytes = norm_of(row.norm for row in members), sum(row.nbytes for row in members)
         return norm, f"{norm:.3g}", f"{plural(len(members), 'tensor')}, {megabytes(nbytes)}, norm {norm:.5g}"
 
     about = f"The Frobenius norm of all tensors of a block and layer together. {_SCALE}"
@@ -520,15 +492,14 @@ def difference_map(rows: Sequence[TensorDifference]) -> HeatMap:
     """Where two files differ: the norm of the difference of each block and layer."""
 
     def cell(members: Sequence[TensorDifference]) -> tuple[float, str, str]:
-        norm = norm_of(row.norm for row in members)
-        same = sum(row.match == "same" for row in members)
+        norm, same = norm_of(row.norm for row in members), sum(row.match == "same" for row in members)
         return norm, f"{norm:.3g}", f"{plural(len(members), 'tensor')}, {same:,} with the same bits; norm {norm:.5g}"
 
-    changed = {row.block for row in rows if row.match != "same"}
+    changed = [row for row in rows if row.block in {row.block for row in rows if row.match != "same"}]
     about = f"The Frobenius norm of the difference, of all tensors of a block and layer together. {_SCALE}"
-    if len(changed) < len({row.block for row in rows}):
+    if len(changed) < len(rows):
         about += " Blocks with the same bits in both are left out."
-    return _map("Norm of the difference", about, [row for row in rows if row.block in changed], cell)
+    return _map("Norm of the difference", about, changed, cell)
 
 
 def _map(
@@ -540,31 +511,23 @@ def _map(
     is_share: bool = False,
 ) -> HeatMap:
     """Group the rows by block and layer; shades are the shares themselves, or logarithmic over two decades."""
-    blocks = {name for name, _ in Counter(row.block for row in rows).most_common(_BLOCKS)}
-    names = {name for name, _ in Counter(row.layer for row in rows).most_common(_LAYERS)}
-    grouped: dict[Place, list[Member]] = {}
+    blocks = dict(Counter(row.block for row in rows).most_common(_BLOCKS))
+    layers = dict(Counter(row.layer for row in rows).most_common(_LAYERS))
+    grouped: dict[str, dict[str, list[Member]]] = {}
     for row in rows:
-        place = row.block if row.block in blocks else "others", row.layer if row.layer in names else "others"
-        grouped.setdefault(place, []).append(row)
-    found = {place: cell(members) for place, members in grouped.items()}
-    most = max((value for value, _, _ in found.values() if 0 < value < math.inf), default=1.0)
+        block, layer = row.block if row.block in blocks else "others", row.layer if row.layer in layers else "others"
+        grouped.setdefault(block, {}).setdefault(layer, []).append(row)
+    values = {block: {layer: cell(members) for layer, members in row.items()} for block, row in grouped.items()}
+    most = max((value for row in values.values() for value, _, _ in row.values() if 0 < value < math.inf), default=1.0)
 
-    def shade(value: float) -> float:
-        if is_share:
-            return value if 0 <= value <= 1 else 0.0
-        return max(0.0, 1 + math.log10(value / most) / 2) if 0 < value < math.inf else 0.0
+    def markup(value: float, text: str, about: str) -> Markup:
+        shade = value if is_share else 1 + math.log10(value / most) / 2 if 0 < value < math.inf else 0.0
+        shade = shade if 0 <= shade <= 1 else 0.0
+        css = "cell hot" if shade > 0.65 else "cell"
+        return Markup('<span class="{}" style="--shade: {:.3f}" title="{}">{}</span>').format(css, shade, about, text)
 
-    cells = {place: Cell(text=text, title=told, shade=shade(value)) for place, (value, text, told) in found.items()}
-    layers = tuple(sorted({layer for _, layer in cells}, key=_layer_place))
-    return HeatMap(
-        title=title,
-        about=about,
-        layers=layers,
-        rows=tuple(
-            (block, tuple(cells.get((block, layer)) for layer in layers))
-            for block in dict.fromkeys(block for block, _ in cells)
-        ),
-    )
+    cells = {block: {layer: markup(*found) for layer, found in row.items()} for block, row in values.items()}
+    return HeatMap(title, about, cells)
 
 
 def _layer_place(layer: str) -> tuple[int, str, int, str]:

@@ -6,18 +6,20 @@ samples in every step as one process with a batch of 8, and all processes take t
 number of shards.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from lbm_lora.errors import ImageError
 from lbm_lora.imaging.encoded import Size
+from lbm_lora.progress import SILENT, Progress
 from lbm_lora.runtime import leave_to_parent
-from lbm_lora.training.data.dataset import Batch, Draw, PairDataset, collate, uniform
+from lbm_lora.training.data.dataset import Batch, Draw, Images, PairDataset, collate, uniform
+from lbm_lora.training.data.latents import LatentCache, Latents
 
 Indices = NDArray[np.int64]
 
@@ -41,9 +43,7 @@ class BucketBatches:
 
     Args:
         batch_size: samples per batch and rank.
-        seed: seed of the order.
         rank, world: this process, from 0, of how many.
-        shuffle: shuffle in every epoch, instead of keeping the data set's order.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ def loader_of(
 
     Its batches do not depend on `num_workers`, the processes that read ahead.
     """
-    made: DataLoader[Any] = DataLoader(  # torch types it by its samples
+    return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=num_workers,
@@ -142,4 +142,46 @@ def loader_of(
         # torch draws a seed for the workers; it must not come from the global generator, whose state resuming restores
         generator=torch.Generator().manual_seed(0),
     )
-    return made
+
+
+def fill_latents(
+    dataset: PairDataset,
+    cache: LatentCache,
+    encode: Callable[[Images], Latents],
+    *,
+    num_workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    progress: Progress = SILENT,
+) -> None:
+    """Compute the latents missing from the cache, for each pair at every size that it may be resized to.
+
+    Args:
+        encode: maps images in [-1, 1] to latents, each image independently.
+        rank, world: this process computes every `world`-th sample. All must finish before the cache is read.
+    """
+    progress.start(len(range(rank, len(dataset), world)), "looking for cached latents")
+    missing = sorted(_missing(dataset, cache, rank, world, progress), key=lambda draw: draw.size)
+    progress.start(len(missing), "encoding latents")
+    loader = loader_of(dataset, [[draw] for draw in missing], num_workers=num_workers)
+    for draw, batch in zip(missing, loader, strict=True):
+        dataset.count(batch.skipped)
+        assert batch.source is not None
+        assert batch.target is not None
+        # the index differs from the draw's if the sample replaces a corrupt one
+        path = cache.path(dataset.index.record(batch.indices[0]), draw.size)
+        if not path.exists():
+            cache.save(path, encode(batch.source)[0], encode(batch.target)[0])
+        progress.advance()
+
+
+def _missing(dataset: PairDataset, cache: LatentCache, rank: int, world: int, progress: Progress) -> Iterator[Draw]:
+    for index in range(rank, len(dataset), world):
+        progress.advance()
+        for size in dataset.sizes(index):
+            try:
+                is_cached = cache.path(dataset.index.record(index), size).exists()
+            except ImageError:
+                is_cached = False  # it cannot be read, so its replacement's latents are needed
+            if not is_cached:
+                yield Draw(index, 0, size)

@@ -26,13 +26,10 @@ class Checked:
 
     Attributes:
         pairs: usable pairs.
-        nbytes: bytes of all pairs with readable headers.
         skipped: samples that cannot be used.
         sizes: sizes of the source images, the most frequent first.
-        buckets: sizes that training resizes them to at the most probable budget, the most frequent first.
+        buckets: sizes that training resizes them to at the most probable size, the most frequent first.
         steps: optimizer steps per epoch, without accumulation.
-        notes: remarks on how samples fill batches.
-        masks: pairs with a mask.
         mask_share: mean share of valid pixels in the masks.
     """
 

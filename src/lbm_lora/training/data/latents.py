@@ -5,7 +5,6 @@ both images, the size, and the VAE with its configuration. A changed image there
 sets share the cache, and no entry is ever out of date.
 """
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import xxhash
@@ -15,15 +14,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lbm_lora.blocks import is_finite
-from lbm_lora.errors import DataError, ImageError
+from lbm_lora.errors import DataError
 from lbm_lora.files import atomic_path, check_regular, check_writable
 from lbm_lora.imaging.encoded import Size
-from lbm_lora.progress import SILENT, Progress
-from lbm_lora.training.data.batches import loader_of
-from lbm_lora.training.data.dataset import Draw, Latent, PairDataset
-from lbm_lora.training.data.pairs import Pair
+from lbm_lora.training.data.pairs import Record
 
-Encode = Callable[[Float[Tensor, "batch 3 height width"]], Float[Tensor, "batch channels h w"]]
+Latents = Float[Tensor, "batch channels h w"]
 
 
 class LatentCache:
@@ -40,16 +36,15 @@ class LatentCache:
             check_writable(self.folder / "...", "the cached latents")
         self._vae = vae
 
-    def path(self, pair: Pair, size: Size) -> Path:
-        """Return the path of a pair's latents, whether or not it exists."""
-        digest = xxhash.xxh3_128(f"{self._vae}\n{size[0]}x{size[1]} {len(pair.source)}\n".encode())
-        digest.update(pair.source)
-        digest.update(pair.target)
+    def path(self, pair: Record, size: Size) -> Path:
+        digest = xxhash.xxh3_128(f"{self._vae}\n{size[0]}x{size[1]} {pair.source.nbytes}\n".encode())
+        digest.update(pair.source.read())
+        digest.update(pair.target.read())
         name = digest.hexdigest()
         return self.folder / name[:2] / f"{name[2:]}.safetensors"
 
-    def load(self, pair: Pair, size: Size) -> tuple[Latent, Latent] | None:
-        """Return the latents of source and target; None if they are not cached."""
+    def load(self, pair: Record, size: Size) -> tuple[Latents, Latents] | None:
+        """Return the latents of source and target, a batch of one each; None if they are not cached."""
         path = self.path(pair, size)
         try:
             check_regular(path)
@@ -64,10 +59,10 @@ class LatentCache:
                 f"{path} is damaged: it does not hold finite latents of an image of {size[0]}x{size[1]}. Delete it to "
                 "compute its latents again."
             )
-        return source, target
+        return source[None], target[None]
 
-    def save(self, path: Path, source: Latent, target: Latent) -> None:
-        """Save the latents of a pair under the name from `path`."""
+    def save(self, path: Path, source: Tensor, target: Tensor) -> None:
+        """Save the latents of a pair, [channels, h, w], under the name from `path`."""
         tensors = {name: value.detach().cpu().clone() for name, value in (("source", source), ("target", target))}
         with atomic_path(path) as temporary:
             temporary.write_bytes(save(tensors))  # `save_file` would not say in an OSError why the disk refuses it
@@ -79,52 +74,3 @@ def _is_latent(values: Tensor, size: Size) -> bool:
         return False
     _, height, width = values.shape
     return height > 0 and width > 0 and size[1] * width == size[0] * height and size[1] % height == 0
-
-
-def fill_latents(
-    dataset: PairDataset,
-    cache: LatentCache,
-    encode: Encode,
-    *,
-    num_workers: int = 0,
-    rank: int = 0,
-    world: int = 1,
-    progress: Progress = SILENT,
-) -> int:
-    """Compute the latents missing from the cache, for each pair at every size that it may be resized to.
-
-    Args:
-        encode: maps images in [-1, 1] to latents, each image independently.
-        rank, world: this process computes every `world`-th sample. All must finish before the cache is read.
-
-    Returns:
-        The number of encoded pairs.
-    """
-    progress.start(len(range(rank, len(dataset), world)), "looking for cached latents")
-    missing = sorted(_missing(dataset, cache, rank, world, progress), key=lambda draw: draw.size)
-    progress.start(len(missing), "encoding latents")
-    encoded = 0
-    loader = loader_of(dataset, [[draw] for draw in missing], num_workers=num_workers)
-    for draw, batch in zip(missing, loader, strict=True):
-        dataset.count(batch.skipped)
-        assert batch.source is not None
-        assert batch.target is not None
-        # the index differs from the draw's if the sample replaces a corrupt one
-        path = cache.path(dataset.index.read(batch.indices[0]), draw.size)
-        if not path.exists():
-            cache.save(path, encode(batch.source)[0], encode(batch.target)[0])
-            encoded += 1
-        progress.advance()
-    return encoded
-
-
-def _missing(dataset: PairDataset, cache: LatentCache, rank: int, world: int, progress: Progress) -> Iterator[Draw]:
-    for index in range(rank, len(dataset), world):
-        progress.advance()
-        for size in dataset.preparation.buckets(dataset.index.size(index)):
-            try:
-                is_cached = cache.path(dataset.index.read(index), size).exists()
-            except ImageError:
-                is_cached = False  # it cannot be read, so its replacement's latents are needed
-            if not is_cached:
-                yield Draw(index, 0, size)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from lbm_lora.errors import DataError, ImageError, listing
+from lbm_lora.errors import DataError, listing
 from lbm_lora.files import atomic_folder
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards.samples import Part
@@ -38,7 +38,7 @@ def write_shards(
                 for index in members:
                     record = pairs.record(index)
                     parts = ((keys.source, record.source), (keys.target, record.target), (keys.mask, record.mask))
-                    held = {_word(key, part): _whole(part) for key, part in parts if key and part}
+                    held = {_word(key, part): part.read() for key, part in parts if key and part}
                     tar.write({"__key__": names[index]} | held)
                     progress.advance()
 
@@ -52,18 +52,7 @@ def pattern_of(shards: Sequence[Path]) -> str:
     return (shards[0].parent / f"{name}-{{{first[-6:]}..{last[-6:]}}}.tar").as_posix()
 
 
-def _whole(part: Part) -> bytes:
-    data, nbytes = part.read(), part.path.stat().st_size
-    if nbytes != part.nbytes:
-        raise ImageError(
-            f"{part.path} has changed since it was listed: {part.nbytes:,} bytes then, {nbytes:,} now. Run the command "
-            "again."
-        )
-    return data
-
-
 def _word(key: str, part: Part) -> str:
-    """Return the suffix of a part after its sample's name: the word of the key with the extension of the file."""
     word = key.lower().rpartition(".")[0]
     return f"{word}{part.path.suffix.lower()}".removeprefix(".")
 

@@ -45,7 +45,7 @@ class Keys:
     """Whether a sample without a mask is used."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One usable pair: where its parts are, and the size of the source image, upright, in pixels."""
 
@@ -57,29 +57,13 @@ class Record:
 
     @property
     def parts(self) -> list[Part]:
-        """Return the parts that it has."""
         return [part for part in (self.source, self.target, self.mask) if part]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
-    """One pair: the bytes of its files, and the size of the source image, upright, in pixels."""
-
-    key: str
-    source: bytes
-    target: bytes
-    mask: bytes | None
-    size: Size
-
-
 class PairIndex:
-    """Usable pairs of a data set in a fixed order, and the skipped ones.
+    """Usable pairs of a data set in a fixed order, and the skipped ones, which are read after all records.
 
     Numbers are stored in arrays: a million pairs take about 150 MB, and worker processes share them.
-
-    Args:
-        records: usable pairs, iterated once.
-        skipped: skipped pairs, read after all records.
     """
 
     def __init__(self, records: Iterable[Record], skipped: Sequence[Skipped] = ()) -> None:
@@ -108,7 +92,6 @@ class PairIndex:
 
     @property
     def masks(self) -> int:
-        """Number of pairs with a mask."""
         return int((self._parts[:, 2, 0] >= 0).sum())
 
     @property
@@ -124,21 +107,10 @@ class PairIndex:
         return digest.hexdigest()
 
     def record(self, index: int) -> Record:
-        """Return where the bytes of one pair are."""
         rows = self._parts[index].tolist()
         source, target, mask = (Part(self._files[file], offset, nbytes) for file, offset, nbytes in rows)
         has_mask = rows[2][0] >= 0
-        return Record(
-            key=self.keys[index], source=source, target=target, mask=mask if has_mask else None, size=self.size(index)
-        )
-
-    def read(self, index: int) -> Pair:
-        """Read the bytes of one pair."""
-        record = self.record(index)
-        mask = record.mask.read() if record.mask else None
-        return Pair(
-            key=record.key, source=record.source.read(), target=record.target.read(), mask=mask, size=record.size
-        )
+        return Record(self.keys[index], source, target, mask if has_mask else None, self.size(index))
 
 
 def make_index(found: Iterable[Found], keys: Keys, progress: Progress = SILENT) -> PairIndex:
@@ -172,7 +144,7 @@ def _record_of(found: Found, keys: Keys) -> Record | Skipped:
                 return Skipped(found.key, reason)
     except ImageError as error:
         return Skipped(found.key, str(error))
-    return Record(key=found.key, source=source, target=target, mask=mask, size=size)
+    return Record(found.key, source, target, mask, size)
 
 
 def same_shape(one: Size, other: Size) -> bool:
@@ -186,20 +158,13 @@ def _header_size(part: Part, role: str) -> Size:
         try:
             return encoded_size(part.read(_HEAD))
         except ImageError:  # profiles and previews may come first; some formats end with the size
-            if part.nbytes <= _HEAD:
-                raise
             return encoded_size(part.read())
     except ImageError as error:
         raise ImageError(f"{role}: {error}") from None
 
 
 def check_corrupt(where: str, skipped: Sequence[Skipped], total: int, max_corrupt: float) -> None:
-    """Refuse a data set with too many unusable samples.
-
-    Args:
-        where: name of the data set, for error messages.
-        total: number of samples, usable or not.
-    """
+    """Refuse a data set of `total` samples with too many unusable ones."""
     if not total:
         raise DataError(f"{where} holds no pairs.")
     said = complaint(where, skipped, total, max_corrupt)

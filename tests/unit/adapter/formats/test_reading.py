@@ -130,24 +130,6 @@ def test_values_that_replace_the_bases_become_deltas(rand: Rand) -> None:
             f"the alpha of {TO_Q} has shape (0,), but it must be one number. It is damaged.",
         ),
         (
-            {"lokr_w1_a": (2, 1), "lokr_w1_b": (1, 2), "lokr_w2": (2, 2), "alpha": (1, 3)},
-            f"the alpha of {TO_Q} has shape (1, 3), but it must be one number. It is damaged.",
-        ),
-        (
-            {"lora_up.weight": (4, 2), "lora_mid.weight": (2, 0), "lora_down.weight": (0, 3)},
-            f"{TO_Q}: up (4, 2) and down (0, 3) do not fit together: the second size of up and the first of down must "
-            "be the rank.",
-        ),
-        (
-            {"lokr_w1": (0, 0), "lokr_w2": (0, 0)},
-            f"{TO_Q}: lokr_w1 (0, 0), lokr_w2 (0, 0) are incomplete or do not fit together.",
-        ),
-        (
-            {"lokr_w1": (512, 512), "lokr_w2": (64, 64)},
-            f"{TO_Q}: lokr_w1 (512, 512), lokr_w2 (64, 64) make a matrix of 32,768 x 32,768. The limit is 268,435,456 "
-            "values.",
-        ),
-        (
             {"lokr_w1": (2, 2), "lokr_w2": (2, 2), "diff": (4, 4)},
             f"{TO_Q}.weight has two deltas. Remove one of them.",
         ),
@@ -187,10 +169,8 @@ def test_every_ending_of_factors_that_comfyui_tries(up: str, down: str) -> None:
             ["x.a", "x.b", "x.c", "x.d"],
             "f: 4 names are not keys of a LoRA that can be read: x.a, x.b, x.c and 1 more.",
         ),
-        (["y.lora_up.weight", "y.alpha"], "f: y is not a module of an LBM's denoiser."),
         (["y.alpha", "z.alpha"], "f: 2 names are not modules of an LBM's denoiser: y, z."),
         (["x.lora_up.weight", "x.lora_B.weight"], "f: x.lora_B.weight repeats what another key says."),
-        (["x.diff", "x.w_norm"], "f: x.w_norm repeats what another key says."),
     ],
 )
 def test_what_is_not_read_is_an_error(keys: list[str], text: str) -> None:
@@ -256,16 +236,10 @@ MISFITS = "are incomplete or do not fit together."
             {"w1": (2**10, 2**10), "w2": (2**5, 2**5)},
             "make a matrix of 32,768 x 32,768. The limit is 268,435,456 values.",
         ),
-        (
-            {"w1_a": (2**20, 1), "w1_b": (1, 1), "w2_a": (2**20, 1), "w2_b": (1, 1)},
-            "make a matrix of 1,099,511,627,776 x 1.",
-        ),
         ({"w1": (0, 0), "w2": (0, 0)}, MISFITS),
-        ({"w1": (3,), "w2": (2, 2)}, MISFITS),
         ({"w1": (2, 2)}, MISFITS),
         ({"w1": (2, 2), "w2_a": (2, 2), "w2_b": (3, 2)}, MISFITS),
         ({"w1": (2, 2), "w2_a": (2, 2), "w2_b": (2, 2), "t2": (2, 3, 1, 1)}, MISFITS),
-        ({"w1": (2, 2), "w2_a": (2, 2), "w2_b": (2, 2), "t2": (2,)}, MISFITS),
     ],
 )
 def test_lokr_that_is_too_large_or_does_not_fit(shapes: dict[str, tuple[int, ...]], message: str) -> None:

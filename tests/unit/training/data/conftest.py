@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from lbm_lora.imaging.encoded import Size
 from lbm_lora.shards.samples import Part
-from lbm_lora.training.data.dataset import PairDataset, Preparation
+from lbm_lora.training.data.dataset import PairDataset
 from lbm_lora.training.data.pairs import PairIndex, Record
+from lbm_lora.training.settings import DataSettings
 
 Png = Callable[..., bytes]
 WritePairs = Callable[..., Path]
@@ -40,14 +42,10 @@ def write_pairs(tmp_path: Path, png: Png) -> WritePairs:
 def fake_dataset() -> FakeDataset:
     """`fake_dataset([(64, 64)] * 5, image_size=(64, 128))`: pairs of these sizes whose bytes are nowhere."""
 
-    def make(sizes: Sequence[Size], *, image_size: tuple[int, ...] = (64,), **settings: bool) -> PairDataset:
+    def make(sizes: Sequence[Size], *, image_size: tuple[int, ...] = (64,), **settings: Any) -> PairDataset:
         nowhere = Part(Path("nowhere.tar"), 0, 1)
-        records = [
-            Record(key=f"{number:03d}", source=nowhere, target=nowhere, mask=None, size=size)
-            for number, size in enumerate(sizes)
-        ]
-        shares = (1 / len(image_size),) * len(image_size)
-        preparation = Preparation(image_size=image_size, probabilities=shares, seed=0, **settings)
-        return PairDataset(PairIndex(records), preparation, where="nowhere", max_corrupt=0.05)
+        records = (Record(f"{number:03d}", nowhere, nowhere, None, size) for number, size in enumerate(sizes))
+        keys = DataSettings(train_folder=Path("nowhere"), image_size=image_size, **settings)
+        return PairDataset(PairIndex(records), keys, seed=0, where="nowhere")
 
     return make

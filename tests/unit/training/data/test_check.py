@@ -9,7 +9,7 @@ from PIL import Image
 
 from lbm_lora.training.data.check import Checked, SizeCount, read_through
 from lbm_lora.training.data.dataset import open_data
-from lbm_lora.training.settings.data_keys import DataSettings
+from lbm_lora.training.settings import DataSettings
 
 
 def checked(folder: Path, *, num_workers: int = 0, **settings: object) -> Checked:

@@ -9,8 +9,8 @@ import torch
 from lbm_lora import errors
 from lbm_lora.errors import DataError, MissingExtraError
 from lbm_lora.progress import Silent
-from lbm_lora.training.data.dataset import open_data
-from lbm_lora.training.settings.data_keys import DataSettings
+from lbm_lora.training.data.dataset import Draw, open_data
+from lbm_lora.training.settings import DataSettings
 
 
 class Notes(Silent):
@@ -74,10 +74,12 @@ def test_both_splits_of_one_file(write_pairs: Callable[..., Path]) -> None:
     )
     train, validation = open_data(settings, "train", seed=7), open_data(settings, "validation", seed=7)
     assert (len(train), len(validation)) == (3, 2)
-    assert (train.preparation.flip, train.preparation.random_crop, train.preparation.seed) == (True, True, 7)
+    assert set(train.sizes(0)) == {(64, 64), (96, 96), (128, 128)}
     # validation is not augmented and has one size
-    assert (validation.preparation.flip, validation.preparation.random_crop) == (False, False)
-    assert validation.preparation.buckets((128, 64)) == (validation.draw(0).size,) == ((120, 72),)
+    assert validation.sizes(0) == (validation.draw(0).size,) == ((120, 72),)
+    size = (120, 72)
+    drawn = [validation[Draw(0, epoch, size)].source for epoch in range(8)]
+    assert all(torch.equal(drawn[0], other) for other in drawn if drawn[0] is not None and other is not None)
 
 
 def test_what_is_skipped_is_noted(write_pairs: Callable[..., Path]) -> None:

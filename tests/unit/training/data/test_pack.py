@@ -87,18 +87,6 @@ def test_a_failure_leaves_nothing(write_pairs: Callable[..., Path], tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["pairs"]
 
 
-def test_a_file_that_has_grown_is_not_cut(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
-    folder = write_pairs(count=1)
-    index = indexed(folder)
-    with (folder / "000.target.png").open("ab") as file:
-        file.write(b"more")
-    with pytest.raises(
-        ImageError, match=r"000\.target\.png has changed since it was listed: [\d,]+ bytes then, [\d,]+ now\. Run"
-    ):
-        write_shards(index, KEYS, shards_of(index, tmp_path / "out", name="pairs", max_bytes=10**9, max_count=1))
-    assert [path.name for path in tmp_path.iterdir()] == ["pairs"]
-
-
 @pytest.mark.parametrize("count", [1, 12])
 def test_the_pattern_stands_for_all_shards(count: int) -> None:
     shards = [Path(f"out/my-pairs-{number:06d}.tar") for number in range(count)]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lbm_lora.errors import DataError, ImageError
+from lbm_lora.errors import DataError
 from lbm_lora.imaging.image_file import READABLE
 from lbm_lora.shards.samples import Found, Part, Skipped
-from lbm_lora.training.data.pairs import Keys, check_corrupt, find_pairs, make_index, same_shape
+from lbm_lora.training.data.pairs import Keys, PairIndex, check_corrupt, find_pairs, make_index, same_shape
 
 ALL = Keys(mask="mask.png")
 
@@ -31,26 +31,27 @@ def find(tmp_path: Path) -> Callable[..., Found]:
     return make
 
 
+def read(index: PairIndex, number: int) -> list[bytes | None]:
+    """The bytes of source, target and mask."""
+    pair = index.record(number)
+    return [part and part.read() for part in (pair.source, pair.target, pair.mask)]
+
+
 def test_pairs_are_read_from_their_places(find: Callable[..., Found], png: Callable[..., bytes]) -> None:
     one, two, mask = png(1, (80, 60)), png(2, (80, 60)), png(3, (80, 60))
     found = [find("a", source_png=one, target_png=two, mask_png=mask), find("b", target_png=one, source_png=two)]
     index = make_index(found[:1], Keys(mask="mask.png"))
-    pair = index.read(0)
-    assert (pair.key, pair.source, pair.target, pair.mask, pair.size) == ("a", one, two, mask, (80, 60))
+    assert (index.keys, index.size(0), read(index, 0)) == (("a",), (80, 60), [one, two, mask])
     assert (index.masks, index.nbytes) == (1, len(one) + len(two) + len(mask))
     index = make_index(found, Keys())
     assert index.keys == ("a", "b")
-    assert index.sizes.tolist() == [[80, 60], [80, 60]]
-    assert index.read(0).mask is None
-    assert (index.read(1).source, index.read(1).target) == (two, one)
-    assert index.masks == 0
+    assert (read(index, 0)[2], read(index, 1), index.masks) == (None, [two, one, None], 0)
 
 
 def test_the_extension_of_a_key_is_not_decisive(find: Callable[..., Found], png: Callable[..., bytes]) -> None:
     jpg, exact, other = png(0, kind="JPEG"), png(1), png(2)
     index = make_index([find("a", source_jpg=jpg, source_png=exact, target_webp=other)], Keys(source="Source.JPG"))
-    assert index.read(0).source == jpg
-    assert index.read(0).target == other
+    assert read(index, 0) == [jpg, other, None]
 
 
 def test_what_cannot_be_used_is_named_with_its_reason(find: Callable[..., Found], png: Callable[..., bytes]) -> None:
@@ -85,7 +86,7 @@ def test_optional_masks(find: Callable[..., Found], png: Callable[..., bytes]) -
     keys = Keys(mask="mask.jpg", mask_optional=True)
     index = make_index([find("a", **pair), find("b", **pair, mask_png=png(2)), find("c", **pair, mask_png=b"x")], keys)
     assert index.keys == ("a", "b")
-    assert [index.read(0).mask, index.read(1).mask] == [None, png(2)]
+    assert [read(index, number)[2] for number in (0, 1)] == [None, png(2)]
     assert index.skipped[0].reason.startswith("mask: not an image")
 
 
@@ -94,16 +95,6 @@ def test_a_header_behind_a_large_preview(find: Callable[..., Found], png: Callab
     comment = b"\xff\xfe\xff\xfd" + bytes(0xFFFB)  # a segment of 64 kB in front
     index = make_index([find("a", source_jpg=jpeg[:2] + comment + jpeg[2:], target_jpg=jpeg)], Keys())
     assert index.sizes.tolist() == [[96, 64]]
-
-
-def test_a_file_that_has_become_shorter(find: Callable[..., Found], png: Callable[..., bytes], tmp_path: Path) -> None:
-    index = make_index([find("a", source_png=png(0), target_png=png(1))], Keys())
-    (tmp_path / "a.bin").write_bytes(png(0)[:100])
-    with pytest.raises(ImageError, match=r"a\.bin ends at byte 100, within an image"):
-        index.read(0)
-    (tmp_path / "a.bin").unlink()
-    with pytest.raises(ImageError, match=r"a\.bin cannot be read: No such file"):
-        index.read(0)
 
 
 def test_the_limit_of_corrupt_samples() -> None:
@@ -184,12 +175,6 @@ def test_nothing_of_either_layout_is_an_error(tmp_path: Path) -> None:
         f"{tmp_path} holds no pairs: neither NAME.source.png next to NAME.target.png, nor folders source/ and target/ "
         "with images of the same names."
     )
-
-
-def test_a_folder_of_shards_is_no_folder_of_pairs(tmp_path: Path) -> None:
-    touch(tmp_path, "pairs-000000.tar")
-    with pytest.raises(DataError, match=r"holds shards, such as pairs-000000\.tar, and no pairs\. Give them as train_"):
-        find_pairs(tmp_path, Keys())
 
 
 def test_links_to_nothing_and_fifos_are_damaged_pairs(tmp_path: Path) -> None:

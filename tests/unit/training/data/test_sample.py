@@ -1,13 +1,17 @@
 """Sizes, windows and mirroring: drawn from (seed, epoch, sample), the same for source, target and mask."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lbm_lora.training.data.dataset import Draw, Preparation, uniform
+from lbm_lora.shards.samples import Part
+from lbm_lora.training.data.dataset import Draw, PairDataset, uniform
+from lbm_lora.training.data.pairs import PairIndex, Record
+from lbm_lora.training.settings import DataSettings
 
 NEAREST = Image.Resampling.NEAREST
 
@@ -20,9 +24,16 @@ def ramp(width: int, height: int) -> Image.Image:
     return Image.fromarray(values)
 
 
-def plain(**settings: object) -> Preparation:
-    values: dict[str, Any] = {"image_size": (64,), "probabilities": (1.0,), "seed": 0, **settings}
-    return Preparation(**values)
+def fitted(image: Image.Image, draw: Draw, resample: Image.Resampling = NEAREST, **settings: bool) -> Image.Image:
+    """The image of one pair in the size of a draw."""
+    dataset = one_pair(image.size, **settings)
+    return dataset._fitted(image, dataset.index.record(0), draw, resample)
+
+
+def one_pair(size: tuple[int, int], **settings: Any) -> PairDataset:
+    nowhere = Part(Path("nowhere"), 0, 1)
+    keys = DataSettings(**({"train_folder": "nowhere", "image_size": (64,)} | settings))
+    return PairDataset(PairIndex([Record("a", nowhere, nowhere, None, size)]), keys, seed=0, where="nowhere")
 
 
 def test_uniform_is_a_function_of_its_arguments() -> None:
@@ -36,23 +47,24 @@ def test_uniform_is_a_function_of_its_arguments() -> None:
     assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.05
 
 
-def test_budgets_have_their_probabilities() -> None:
-    preparation = plain(image_size=(64, 128, 256), probabilities=(0.25, 0.0, 0.75))
-    counts = Counter(preparation.drawn_size(uniform("size", index)) for index in range(4000))
+def test_sizes_have_their_probabilities() -> None:
+    dataset = one_pair((100, 100), image_size=(64, 128, 256), image_size_prob=(0.25, 0.0, 0.75))
+    counts = Counter(dataset.drawn_size(0, uniform("size", index))[0] for index in range(4000))
     assert set(counts) == {64, 256}
     assert 920 < counts[64] < 1080
-    assert preparation.drawn_size(0.0) == 64
-    assert preparation.drawn_size(0.25) == 256
-    assert preparation.buckets((100, 100)) == ((64, 64), (256, 256))
+    assert dataset.drawn_size(0, 0.0) == (64, 64)
+    assert dataset.drawn_size(0, 0.25) == (256, 256)
+    assert dataset.sizes(0) == ((64, 64), (256, 256))
     # probabilities are checked to add up to 1 only up to rounding
-    assert plain(image_size=(64, 128), probabilities=(0.5, 0.4999999)).drawn_size(0.99999999) == 64
+    rounded = one_pair((100, 100), image_size=(64, 128), image_size_prob=(0.5, 0.4999999))
+    assert rounded.drawn_size(0, 0.99999999) == (64, 64)
 
 
 def test_without_augmentation_an_image_is_stretched() -> None:
     image = ramp(128, 64)
-    made = plain().prepared(Draw(0, 0, (64, 64)), image, NEAREST)
+    made = fitted(image, Draw(0, 0, (64, 64)))
     assert np.array_equal(np.asarray(made), np.asarray(image.resize((64, 64), NEAREST)))
-    assert plain().prepared(Draw(0, 0, (128, 64)), image, NEAREST).tobytes() == image.tobytes()
+    assert fitted(image, Draw(0, 0, (128, 64))).tobytes() == image.tobytes()
 
 
 def test_flip_mirrors_half_of_the_samples_and_changes_with_the_epoch() -> None:
@@ -61,7 +73,7 @@ def test_flip_mirrors_half_of_the_samples_and_changes_with_the_epoch() -> None:
     flips = {}
     for index in range(300):
         for epoch in range(2):
-            made = np.asarray(plain(flip=True).prepared(Draw(index, epoch, (64, 64)), image, NEAREST))
+            made = np.asarray(fitted(image, Draw(index, epoch, (64, 64)), flip=True))
             flips[index, epoch] = np.array_equal(made, mirrored)
             assert flips[index, epoch] or np.array_equal(made, np.asarray(image))
     assert 250 < sum(flips.values()) < 350
@@ -73,7 +85,7 @@ def test_a_crop_keeps_the_aspect_ratio_and_moves() -> None:
     lefts = set()
     for epoch in range(20):
         draw = Draw(3, epoch, (64, 64))
-        made = np.asarray(plain(random_crop=True).prepared(draw, image, NEAREST)).astype(int)
+        made = np.asarray(fitted(image, draw, random_crop=True)).astype(int)
         assert (np.diff(made[:, :, 0], axis=1) == 1).all()  # one pixel of the image for each, not stretched
         assert (made[:, 0, 1] == np.arange(64)).all()  # the whole height
         lefts.add(int(made[0, 0, 0]))
@@ -87,8 +99,8 @@ def test_images_of_other_sizes_are_cut_alike(factor: float) -> None:
     one, other = ramp(192, 80), ramp(192, 80).resize((int(192 * factor), int(80 * factor)), NEAREST)
     for index in range(5):
         draw = Draw(index, 0, (32, 32))
-        preparation = plain(random_crop=True, flip=True)
-        first, second = (np.asarray(preparation.prepared(draw, image, NEAREST)).astype(int) for image in (one, other))
+        both = (fitted(image, draw, random_crop=True, flip=True) for image in (one, other))
+        first, second = (np.asarray(image).astype(int) for image in both)
         assert np.abs(first - second).max() <= 2  # half a pixel of the smaller one
 
 
@@ -96,7 +108,5 @@ def test_images_of_other_sizes_are_cut_alike(factor: float) -> None:
 @pytest.mark.parametrize("bucket", [(96, 40), (32, 128)])
 def test_windows_lie_within_any_image(size: tuple[int, int], bucket: tuple[int, int]) -> None:
     for index in range(10):
-        made = plain(random_crop=True).prepared(
-            Draw(index, 0, bucket), Image.new("RGB", size), Image.Resampling.LANCZOS
-        )
+        made = fitted(Image.new("RGB", size), Draw(index, 0, bucket), Image.Resampling.LANCZOS, random_crop=True)
         assert made.size == bucket

@@ -50,7 +50,9 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _typed(cls, value: object) -> object:
+    def _checked(cls, value: object) -> object:
+        if value == ():
+            raise ValueError("Give at least one value, or remove the key")
         return home_path(value) if isinstance(value, Path) else value
 
 

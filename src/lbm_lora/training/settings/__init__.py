@@ -1,1 +1,0 @@
-"""Keys of a training file, by section; `train_config` combines them."""
