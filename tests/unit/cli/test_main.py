@@ -9,56 +9,21 @@ from pathlib import Path
 import pytest
 
 from lbm_lora import __version__
+from lbm_lora.cli.__main__ import main as start
 from lbm_lora.cli.main import COMMANDS, command_for, main, parse
 from lbm_lora.errors import ConfigError
-from lbm_lora.verbs import verb_named
 from standins import TINY, write_base, write_tuned
 
-DOCUMENTED = {
-    "base": "--config_path c.yaml --backbone_signature b --device cuda --torch_dtype bf16 --save_path o.ckpt "
-    "--test_baseline --verbose --tuned_model_path t",
-    "extract": "--base_model_path b --tuned_model_path t --save_to l.safetensors --target_coverage full --rank 32 "
-    "--conv_rank 16 --device cuda --save_precision bf16 --min_diff 0.001 --create_base_model --backbone_signature b "
-    "--verbose --include attn1 ff.net --exclude attn2",
-    "validate": "--base_model_path b --tuned_model_path t --lora_path l --images i --report r --fail_above 0.05 "
-    "--lora_alpha_is rank",
-    "infer": "--base_model_path b --lora_path l l2 --source_image s --output_path o --num_inference_steps 1 "
-    "--lora_scale 1.0 0.5 --device cuda --torch_dtype bf16 --backbone_signature b --attention_only --verbose --debug "
-    "--lora_alpha_is file",
-    "fuse": "--base_model_path b --lora_path l l2 --lora_scale 1.0 -0.5 --save_to o.safetensors --lora_alpha_is auto",
-    "refine": "--base_model_path b --tuned_model_path t --lora_path l --images i --save_to o.safetensors "
-    "--lora_alpha_is rank",
-    "layers": "--model_path m --patterns attn1 ff.net",
-}
 
-
-@pytest.mark.parametrize("command", DOCUMENTED)
-@pytest.mark.parametrize("sign", ["_", "-"])
-def test_documented_flags_are_accepted_in_both_spellings(command: str, sign: str) -> None:
-    words = [w.replace("_", sign) if w.startswith("--") else w for w in DOCUMENTED[command].split()]
-    _, output = parse(command, words)
-    assert output.verbose == ("--verbose" in words)
-
-
-def test_flags_of_infer_over_shards() -> None:
-    line = (
-        "--base_model_path b --source_shards {0..9}.tar b.tar --output_path o --source_key s.jpg --mask_key m.png "
-        "--output_format jpg --max_corrupt 0.1 --cache_dir c --device cuda --devices 2 --num_nodes 3 --strategy ddp"
-    )
-    values, _ = parse("infer", line.split())
-    assert values["source_shards"] == ("{0..9}.tar", "b.tar")
-    assert values["devices"] == 2
-    for flag in ("--source_shards", "--source-shards", "--source_shards=a.tar"):
-        assert command_for("infer", ["--seed", "1", flag]) is verb_named("infer --source_shards")
-    assert command_for("infer", ["--source_image", "source_shards"]) is verb_named("infer")
-
-
-@pytest.mark.parametrize("value", ["float", "fp16", "bf16"])
-def test_precisions_are_the_documented_words(value: str) -> None:
-    values, _ = parse(
-        "extract", f"--base_model_path b --tuned_model_path t --save_to l --save_precision {value}".split()
-    )
-    assert values["save_precision"] == value
+def test_a_flag_has_two_spellings_and_values_have_the_parameters_names() -> None:
+    line = "--base{}model{}path b --lora_path l l2 --lora{}scale 1.0 -0.5 --save_to o.safetensors --verbose"
+    for sign in "_-":
+        values, output = parse("fuse", line.replace("{}", sign).split())
+        assert values == {
+            "base": Path("b"), "lora": (Path("l"), Path("l2")), "lora_scale": (1.0, -0.5),
+            "save_to": Path("o.safetensors"),
+        }  # fmt: skip
+        assert output.verbose
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,25 +74,10 @@ def test_a_wrong_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
     assert captured.err == "error: 'exract' is not a command of lbm-lora. Did you mean 'extract'?\n"
 
 
-def test_a_wrong_flag_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["extract", "--rnak", "3"]) == 2
-    assert capsys.readouterr() == ("", "error: --rnak is not a flag of extract. Did you mean --rank?\n")
-
-
 def test_bad_input_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code = main(
-        [
-            "extract",
-            "--base_model_path",
-            "no.ckpt",
-            "--tuned_model_path",
-            "t",
-            "--save_to",
-            str(tmp_path / "l.safetensors"),
-        ]
-    )
+    line = f"extract --base_model_path no.ckpt --tuned_model_path t --save_to {tmp_path / 'l.safetensors'}"
+    assert main(line.split()) == 2
     captured = capsys.readouterr()
-    assert code == 2
     assert captured.out == ""
     assert captured.err.startswith("error: no.ckpt does not exist.")
     assert captured.err.count("\n") == 1
@@ -135,11 +85,8 @@ def test_bad_input_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], tm
 
 
 def test_json_and_the_quality_gate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    base, tuned, lora = (
-        write_base(tmp_path / "base", TINY),
-        write_tuned(tmp_path / "tuned", TINY),
-        tmp_path / "l.safetensors",
-    )
+    lora = tmp_path / "l.safetensors"
+    base, tuned = write_base(tmp_path / "base", TINY), write_tuned(tmp_path / "tuned", TINY)
     pair = ["--base_model_path", str(base), "--tuned_model_path", str(tuned)]
     assert main(["extract", *pair, "--save_to", str(lora), "--rank", "1", "--conv_rank", "1", "--json"]) == 0
     extracted = json.loads(capsys.readouterr().out)
@@ -172,7 +119,7 @@ sys.exit(bool(loaded or set(codes) != {0, 2}))
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("count", ["0", "1025", "100000"])
+@pytest.mark.parametrize("count", ["0", "1025"])
 def test_threads_are_bounded(count: str) -> None:
     with pytest.raises(ConfigError, match=rf"threads must be a whole number from 1 to 1024, got '{count}'"):
         parse("layers", ["--model_path", "m", "--threads", count])
@@ -189,3 +136,21 @@ def test_a_current_folder_that_was_removed_is_one_line(
     assert capsys.readouterr().err == (
         "error: the current folder was removed. Change to another one, and run the command again.\n"
     )
+
+
+def test_an_interrupt_while_it_starts_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lbm_lora.cli.main.main", interrupted)
+    assert start() == 130
+    assert capsys.readouterr() == ("", "error: interrupted.\n")
+
+
+@pytest.mark.parametrize("flag", ["--source_shards", "--source-shards", "--source_shards=a.tar"])
+def test_infer_over_shards_is_a_command_of_its_own(flag: str) -> None:
+    assert command_for("infer", ["--seed", "1", flag]) is not command_for("infer", [])
+    assert command_for("infer", ["--source_image", "source_shards"]) is command_for("infer", [])
+    assert command_for("extract", [flag]) is command_for("extract", [])

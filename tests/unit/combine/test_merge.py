@@ -209,7 +209,7 @@ def test_the_rule_that_options_select() -> None:
     assert merge_rule(MergeOptions(exact=True)) is None
     assert merge_rule(MergeOptions(rank=8)) == FixedRanks(ranks=(FixedRank(linear=8, conv=4),))
     assert merge_rule(MergeOptions(rank=8, conv_rank=8)) == FixedRanks(ranks=(FixedRank(linear=8, conv=8),))
-    found = [merge_rule(MergeOptions(**options)) for options in ({"max_size": "1MB"}, {"max_error": 0.1})]
+    found = [merge_rule(MergeOptions(max_size="1MB")), merge_rule(MergeOptions(max_error=0.1))]
     assert [rule.option for rule in found if rule] == ["max_size", "max_error"]
     with_output = merge_rule(MergeOptions(max_output_error=0.1, calibration=Path("s")))
     assert with_output is not None

@@ -138,8 +138,9 @@ def test_ranks_sizes_and_precisions(loras: list[Path], tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_merged(loras: list[Path], changes: dict[str, Any], error: type[Exception], text: str) -> None:
+    options: dict[str, Any] = {"loras": loras[::2], **changes}
     with pytest.raises(error, match=text):
-        merge(**{"loras": loras[::2], **changes})
+        merge(**options)
 
 
 def test_an_output_that_is_an_input_and_deltas_that_cancel(loras: list[Path]) -> None:

@@ -59,8 +59,9 @@ def test_several_sizes_give_several_files(lora: Path, tmp_path: Path) -> None:
     sizes = [f"{round(lora.stat().st_size * share / 1000)}KB" for share in (0.4, 0.3)]
     made = resize_several(lora, max_size=sizes, save_to=tmp_path / "small.safetensors")
     for one, size in zip(made, sizes, strict=True):
-        assert one.path == tmp_path / f"small_{size}.safetensors"
-        assert 0.95 <= one.path.stat().st_size / (1000 * int(size.removesuffix("KB"))) <= 1
+        path = tmp_path / f"small_{size}.safetensors"
+        assert one.path == path
+        assert 0.95 <= path.stat().st_size / (1000 * int(size.removesuffix("KB"))) <= 1
     assert made[0].resize_error < made[1].resize_error
     with pytest.raises(ConfigError, match=r"^max_size asks for 2 LoRAs, resize gives one\. Call resize_several\.$"):
         resize(lora, max_size=sizes)
