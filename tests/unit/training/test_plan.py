@@ -68,13 +68,6 @@ def test_the_last_pattern_that_matches_counts(settings: Settings) -> None:
     assert scalings(chosen) == {"conv_in": 1, "conv_out": 1, "attn1": 1, "attn2": 3}
 
 
-def test_target_and_trainable_patterns_both_count(settings: Settings) -> None:
-    chosen = settings(lora_rank=4, lora_target_modules=("attn", "conv_in"), trainable_lora_modules=("attn1", "conv"))
-    plan = plan_new(LAYOUT, chosen)
-    assert [lora.name for lora in plan.loras] == ["conv_in", "attn1"]
-    assert all(lora.learns for lora in plan.loras)
-
-
 @pytest.mark.parametrize("key", ["lora_target_modules", "trainable_lora_modules"])
 def test_a_pattern_without_a_match_names_the_nearest(settings: Settings, key: str) -> None:
     with pytest.raises(PatternError, match=r"'atn1' matches none .* Nearest: .*attn1"):
@@ -93,19 +86,6 @@ def test_biases_and_norms_learn_on_request(settings: Settings) -> None:
     assert plan_new(LAYOUT, chosen).dense == ("attn2.bias", "norm.weight", "norm.bias")
 
 
-def test_patterns_choose_among_the_norms_too(settings: Settings) -> None:
-    plan = plan_new(LAYOUT, settings(lora_rank=4, train_norms=True, trainable_lora_modules=("norm", "attn1")))
-    assert [lora.name for lora in plan.loras] == ["attn1"]
-    assert plan.dense == ("norm.weight", "norm.bias")
-    with pytest.raises(ConfigError, match=r"selects no normalisation layer. .* the first ones are norm"):
-        plan_new(LAYOUT, settings(lora_rank=4, train_norms=True, trainable_lora_modules=("attn1",)))
-
-
-def test_train_biases_without_any_bias_is_an_error(settings: Settings) -> None:
-    with pytest.raises(ConfigError, match="no trainable module has a bias"):
-        plan_new(LAYOUT, settings(lora_rank=4, train_biases=True, trainable_lora_modules=("attn1",)))
-
-
 def test_a_continued_lora_has_the_ranks_of_the_file(settings: Settings) -> None:
     chosen = settings(lora_weights_path="l.safetensors", trainable_lora_modules=("attn",))
     plan = plan_continued(LAYOUT, chosen, adapter("attn2", "conv_in"))
@@ -114,14 +94,6 @@ def test_a_continued_lora_has_the_ranks_of_the_file(settings: Settings) -> None:
         ("attn2", 2, 3.0, True),
     ]
     assert plan.dense == ()
-
-
-def test_biases_beside_a_continued_lora(settings: Settings) -> None:
-    chosen = settings(lora_weights_path="l.safetensors", train_biases=True, trainable_lora_modules=("attn2", "conv_in"))
-    assert plan_continued(LAYOUT, chosen, adapter("attn2", "conv_in", "conv_out")).dense == (
-        "conv_in.bias",
-        "attn2.bias",
-    )
 
 
 def test_a_continued_lora_must_fit(settings: Settings) -> None:

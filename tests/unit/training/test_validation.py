@@ -94,15 +94,6 @@ def test_larger_quality_is_better(metric: str, better: Scores, worse: Scores) ->
     assert better.quality(metric) > worse.quality(metric)
 
 
-def test_names_of_metrics_and_the_line() -> None:
-    assert set(scores(0.1, 20, 0.3).metrics()) == {
-        "validation/loss",
-        "validation/loss_at_1000",
-        *(f"validation/{name}_{steps}" for name in ("psnr", "ssim", "lpips") for steps in (1, 4)),
-    }
-    assert str(scores(0.1, 20)) == "loss 0.10000, after 1 step: PSNR 20.00 dB, SSIM 0.5000"
-
-
 def test_a_stop_ends_it_after_the_pair_at_hand(data: PairDataset, step: BridgeStep) -> None:
     asked: list[bool] = []
 

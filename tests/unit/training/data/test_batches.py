@@ -85,11 +85,6 @@ def test_the_order_depends_on_seed_and_epoch_alone(fake_dataset: Callable[..., P
     assert sum(one != other for one, other in pairwise(wide)) > 1
 
 
-def test_without_shuffling_the_order_is_the_data_sets(fake_dataset: Callable[..., PairDataset]) -> None:
-    batches = BucketBatches(fake_dataset([SQUARE] * 6), 2, seed=5, shuffle=False)
-    assert [[draw.index for draw in batch] for batch in batches.epoch(0)] == [[0, 1], [2, 3], [4, 5]]
-
-
 def test_an_interrupted_epoch_goes_on_where_it_stopped(fake_dataset: Callable[..., PairDataset]) -> None:
     batches = BucketBatches(fake_dataset([SQUARE] * 21 + [TALL] * 9, image_size=(64, 96)), 3, seed=2)
     whole = list(batches.epoch(4))
@@ -105,14 +100,6 @@ def test_epochs_go_on_from_a_position(
 ) -> None:
     batches = BucketBatches(fake_dataset([SQUARE] * 6), 2, seed=0)
     assert list(batches.through(3, epoch=epoch, batch=batch)) == list(batches.through(3))[skipped:]
-
-
-def test_one_shape_gets_all_budgets_over_the_epochs(fake_dataset: Callable[..., PairDataset]) -> None:
-    batches = BucketBatches(fake_dataset([WIDE] * 2, image_size=(64, 128)), 2, seed=0)
-    seen: set[Size] = set()
-    for epoch in range(12):
-        seen |= {draw.size for draw in drawn(list(batches.epoch(epoch)))}
-    assert seen == {(96, 40), (192, 80)}
 
 
 def test_notes_say_what_is_left_out_and_what_repeats(fake_dataset: Callable[..., PairDataset]) -> None:

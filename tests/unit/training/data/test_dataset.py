@@ -106,26 +106,6 @@ def test_a_damaged_sample_is_replaced_by_the_next_of_its_shape(write_pairs: Call
     assert last.source.shape == (1, 3, 64, 64)
 
 
-def test_nothing_readable_is_an_error(write_pairs: Callable[..., Path]) -> None:
-    folder = write_pairs(count=2)
-    dataset = opened(folder)
-    for path in folder.iterdir():
-        cut(path)
-    with pytest.raises(
-        DataError,
-        match=r"pairs: no sample can be read; the first is 001 \(.*001\.source\.png ends at byte \d+, within a",
-    ):
-        dataset[1]
-
-
-def test_an_image_that_is_not_what_its_header_said(write_pairs: Callable[..., Path], png: Callable[..., bytes]) -> None:
-    folder = write_pairs(count=2)
-    dataset = opened(folder, max_corrupt=0.5)
-    path = folder / "000.source.png"
-    path.write_bytes(png(0, (64, 32)).ljust(path.stat().st_size, b"\0"))
-    assert dataset[0].skipped == (Skipped("000", "source: it is 64x32, but was 64x64 before"),)
-
-
 def test_the_account_stops_at_the_limit(write_pairs: Callable[..., Path]) -> None:
     folder = write_pairs(count=20)
     (folder / "007.target.png").unlink()
