@@ -22,7 +22,7 @@ from lbm_lora.training.settings import TrainConfig, read_train_config
 from lbm_lora.training.trainee import trained_steps
 from lbm_lora.training.validation import Scores
 from lbm_lora.workflows.train import trained
-from lbm_lora.workflows.twins import write_twins
+from lbm_lora.adapter.twins import write_twins
 from nano import Recorder, same, train
 
 pytestmark = pytest.mark.e2e
