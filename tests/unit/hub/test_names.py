@@ -58,8 +58,3 @@ def test_what_exists_is_local_and_so_is_a_path_in_an_existing_folder(
 def test_a_scheme_without_a_name_is_refused(written: str) -> None:
     with pytest.raises(ConfigError, match=r"does not name a repository or a file .* Write hf://user/repo, user/repo/"):
         hub_name(written)
-
-
-def test_a_stem_names_what_is_made_of_it() -> None:
-    assert HubName("user/repo").stem == "repo"
-    assert HubName("user/repo", "a/b.safetensors").stem == "b"
