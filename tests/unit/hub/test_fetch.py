@@ -12,10 +12,9 @@ from safetensors.torch import save
 
 from hub_client import hub_of
 from hub_server import HubServer
-from lbm_lora.configs.fuse import FuseConfig
 from lbm_lora.errors import HubError
 from lbm_lora.hub import fetch
-from lbm_lora.hub.fetch import local_checkpoint, local_lora, localized, open_repository
+from lbm_lora.hub.fetch import local_checkpoint, local_lora, open_repository
 from lbm_lora.hub.names import HubName
 from lbm_lora.progress import LbmLoraWarning
 
@@ -106,23 +105,6 @@ def test_local_paths_are_not_looked_up(hub: HubServer, tmp_path: Path) -> None:
     for path in (tmp_path / "a" / "b", Path("lora.safetensors"), "missing/lora.safetensors"):
         assert local_lora(path) == local_checkpoint(path) == Path(path)
     assert hub.requests == []
-
-
-def test_the_paths_of_a_config_become_local(hub: HubServer, tmp_path: Path) -> None:
-    hub.put("user/lbm", {"model.safetensors": TWIN})
-    hub.put("user/repo", {"lora.safetensors": OURS})
-    config = FuseConfig(
-        base_model_path=Path("user/lbm"),
-        lora_path=(Path("user/repo"), tmp_path / "b.safetensors"),
-        save_to=Path("user/made"),
-    )
-    found = localized(config)
-    assert found.base_model_path.read_bytes() == TWIN
-    assert [path.name for path in found.lora_path] == ["lora.safetensors", "b.safetensors"]
-    assert found.save_to == Path("user/made")
-    count = len(hub.requests)
-    assert localized(found) is found
-    assert len(hub.requests) == count
 
 
 DATA = save({"a": torch.arange(20_000.0)}, {"lbm_lora_format": "1"})
