@@ -228,10 +228,8 @@ def plan_files(outputs: Outputs, path: Path, format: FormatName, what: str = "")
     """Note the files of an adapter in a format."""
     weights, *configs = files_of(path, format)
     outputs.writes(weights, what)
-    for config in configs:
-        if not (
-            is_ours(weights) or is_trained(weights)
-        ):  # PEFT refuses unknown keys, so the mark is in the weights alone
+    if not (is_ours(weights) or is_trained(weights)):  # PEFT refuses unknown keys: the mark is in the weights alone
+        for config in configs:
             outputs.writes(config, what)
 
 
