@@ -80,6 +80,10 @@ def at_replace(number: int, *, before: bool) -> Callable[[], Killer]:
     return prepare
 
 
+def results(folder: RunFolder) -> list[str]:
+    return sorted(path.name for path in folder.path.glob("*.safetensors"))
+
+
 def main(file: Path, folder: Path) -> None:
     unbroken = RunFolder(folder / "unbroken")
     assert run(file, unbroken.path, Killer) == 0
@@ -92,8 +96,8 @@ def main(file: Path, folder: Path) -> None:
         assert run(file, broken.path, prepare) == signal.SIGKILL, moment
         saved = len(broken.step_files())
         assert run(file, broken.path, Killer) == 0
-        files = [path.name for path in unbroken.results()]
-        assert [path.name for path in broken.results()] == files, moment
+        files, others = (sorted(path.name for path in one.path.glob("*.safetensors")) for one in (unbroken, broken))
+        assert files == others, moment
         same = all((broken.path / name).read_bytes() == (unbroken.path / name).read_bytes() for name in files)
         print(f"{moment}: {saved} saves, {'same' if same else 'DIFFERENT'}", flush=True)
 

@@ -143,7 +143,7 @@ def test_twins_of_the_run_in_the_folder_are_replaced(config: Config) -> None:
 
     folder = go_on(1)
     go_on(2).state.unlink()
-    for path in folder.results():
+    for path in (folder.last, *folder.step_files().values()):
         path.unlink()
     with pytest.raises(OutputError, match=r"last\.comfyui\.safetensors exists, and a training run has saved it"):
         go_on(4)

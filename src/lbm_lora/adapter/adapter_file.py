@@ -22,7 +22,7 @@ from lbm_lora.configs.values import AlphaIs, FormatName
 from lbm_lora.errors import AdapterError, CheckpointError, InputError, Option, OutputError, listing
 from lbm_lora.factorize import PACKED, rank_bound
 from lbm_lora.files import Outputs, file_digest, is_ours, is_trained, together, write_text
-from lbm_lora.naming import ModuleName, leaf_of
+from lbm_lora.naming import leaf_of
 from lbm_lora.progress import warn
 
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -58,20 +58,23 @@ def load_adapter(
         raise _wrong_kind(path, kind)
     read_from = None if isinstance(source, Mapping) else path
     codec = None if metadata.format and kind == NATIVE else codec_of(tensors, file.metadata)
+    has_scaling_1 = alpha_is == "rank"
     if codec is not None:
         adapter = _read_foreign(codec, Source(tensors, file.metadata, path, base), read_from)
-        if alpha_is == "rank":
-            adapter = replace(adapter, modules=_of_scaling_1(adapter.modules))
-        return _checked_finite(adapter)
-    if is_packed(tensors):
-        prefix, modules, dense, grids = decode_packed(tensors, path)
-        return _checked_finite(Adapter(modules, dense, metadata, prefix, read_from, PACKED, grids=grids))
-    prefix = prefix_of(tensors)
-    modules, dense = decode(tensors, prefix, path)
-    if alpha_is == "rank" or (alpha_is == "auto" and _holds_asked_ranks(path, metadata, list(modules.values()))):
-        modules = _of_scaling_1(modules)
-    dtype = torch.int8 if is_eight_bit(tensors) else None
-    return _checked_finite(Adapter(modules, dense, metadata, prefix, read_from, dtype))
+    elif is_packed(tensors):
+        prefix, modules, dense, grids = decode_packed(tensors, path)  # whose scaling is 1
+        adapter = Adapter(modules, dense, metadata, prefix, read_from, PACKED, grids=grids)
+    else:
+        prefix = prefix_of(tensors)
+        modules, dense = decode(tensors, prefix, path)
+        dtype = torch.int8 if is_eight_bit(tensors) else None
+        adapter = Adapter(modules, dense, metadata, prefix, read_from, dtype)
+        is_earlier = alpha_is == "auto" and _holds_asked_ranks(path, metadata, list(modules.values()))
+        has_scaling_1 = has_scaling_1 or is_earlier
+    if has_scaling_1:
+        scaled = {name: replace(module, alpha=float(module.rank)) for name, module in adapter.modules.items()}
+        adapter = replace(adapter, modules=scaled)
+    return _checked_finite(adapter)
 
 
 def lora_in(folder: Path) -> Path:
@@ -126,10 +129,6 @@ def is_unchanged(adapter: Adapter) -> bool:
 
 def _facts(adapter: Adapter) -> tuple[object, ...]:
     return adapter.metadata, adapter.prefix, adapter.dtype, adapter.file_format, adapter.digest()
-
-
-def _of_scaling_1(modules: Mapping[ModuleName, LoraModule]) -> dict[ModuleName, LoraModule]:
-    return {name: replace(module, alpha=float(module.rank)) for name, module in modules.items()}
 
 
 def _wrong_kind(path: Path, kind: FileKind) -> AdapterError:
@@ -229,10 +228,8 @@ def plan_files(outputs: Outputs, path: Path, format: FormatName, what: str = "")
     """Note the files of an adapter in a format."""
     weights, *configs = files_of(path, format)
     outputs.writes(weights, what)
-    for config in configs:
-        if not (
-            is_ours(weights) or is_trained(weights)
-        ):  # PEFT refuses unknown keys, so the mark is in the weights alone
+    if not (is_ours(weights) or is_trained(weights)):  # PEFT refuses unknown keys: the mark is in the weights alone
+        for config in configs:
             outputs.writes(config, what)
 
 

@@ -148,8 +148,8 @@ def module_of_parts(name: ModuleName, part: Mapping[str, Tensor], where: Path) -
         )
     if not (torch.isfinite(unit) & (unit > 0)).all():
         raise AdapterError(f"{where}: {name}: lora_unit must be above 0 and finite. The file is damaged.")
-    wide_up, wide_down = EightBit(up.flatten(1), down.flatten(1), unit).factors()
-    return LoraModule(name, wide_down.reshape(down.shape), wide_up.reshape(up.shape), float(rank))
+    wide = EightBit(up.flatten(1), down.flatten(1), unit).factors()
+    return LoraModule(name, wide.down.reshape(down.shape), wide.up.reshape(up.shape), float(rank))
 
 
 def alpha_in(stored: Tensor, name: ModuleName, where: Path) -> float:

@@ -92,7 +92,8 @@ def encode_packed(adapter: Adapter) -> dict[str, Tensor]:
             if is_coded(tuple(delta.shape)):
                 counted[grid.widths[0]].append(values)
             else:
-                parts.append(_packed(values, grid.widths[0]).tobytes())
+                width = grid.widths[0]
+                parts.append(pack_bits((values.astype(np.int32) + largest(width)).astype(np.uint16), width).tobytes())
     except InputError as error:
         raise AdapterError(f"{adapter.label}: ", *error.args) from None
     parts += [encode_counts(width, found) for width, found in counted.items() if found]
@@ -237,10 +238,6 @@ def _units_of(data: _Bytes) -> Tensor:
     if not (torch.isfinite(unit) & (unit > 0)).all():
         raise ValueError("a unit is not above 0 and finite")
     return unit
-
-
-def _packed(counts: Int16[np.ndarray, " count"], width: int) -> _Bytes:
-    return pack_bits((counts.astype(np.int32) + largest(width)).astype(np.uint16), width)
 
 
 def _unpacked(data: _Bytes, count: int, width: int) -> Int16[Tensor, " count"]:

@@ -59,8 +59,6 @@ def collect(
         progress: counts images times timesteps.
     """
     settings = settings or CalibrationSettings()
-    if not images:
-        raise ConfigError("calibration needs at least one image.")
     _check_range(model.dtype)
     digests = digests or digests_of(images)
     origin = settings.origin(

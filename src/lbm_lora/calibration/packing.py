@@ -42,8 +42,7 @@ def pack_moment(moment: Moment) -> dict[str, Tensor]:
     if moment.dense is not None:
         lower, norms = _divided(_lower(moment.dense.double()))
         return {LOWER: triangle_of(lower), NORMS: norms}
-    if moment.diagonal is None:
-        raise AssertionError("a moment has one of the three forms")
+    assert moment.diagonal is not None
     if moment.factor is None:
         return {DIAGONAL: moment.diagonal}
     factor, norms = _divided(moment.factor.double())

@@ -9,8 +9,8 @@ import torch
 
 from lbm_lora.calibration.layers import CalledLayer
 from lbm_lora.checkpoint import dtype_name
-from lbm_lora.configs.values import CONV_DENSE_UP_TO, DENSE_UP_TO, SKETCH_RANK, SMALLEST_SIZE
-from lbm_lora.errors import ConfigError, plural
+from lbm_lora.configs.values import CONV_DENSE_UP_TO, DENSE_UP_TO, SKETCH_RANK
+from lbm_lora.errors import plural
 from lbm_lora.factorize import RIDGE, Moment, Weights
 from lbm_lora.fidelity.checks import Check
 from lbm_lora.model.schedule import Schedule
@@ -43,15 +43,6 @@ class CalibrationSettings:
     dense_up_to: int = DENSE_UP_TO
     sketch_rank: int = SKETCH_RANK
     conv_dense_up_to: int = CONV_DENSE_UP_TO
-
-    def __post_init__(self) -> None:
-        if self.probes is not None and self.probes < 1:
-            raise ConfigError(f"probes must be 1 or more, got {self.probes}.")
-        if self.size is not None and self.size < SMALLEST_SIZE:
-            raise ConfigError(f"size must be {SMALLEST_SIZE} or more, got {self.size}.")
-        for name in ("dense_up_to", "sketch_rank", "conv_dense_up_to"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}.")
 
     def probes_for(self, images: int) -> int:
         """Return the probes per image and timestep for this number of images."""

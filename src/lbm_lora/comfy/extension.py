@@ -95,7 +95,7 @@ def _said(path: Path | str) -> Any:
 
 def _adapted(model: Any, lora: Path | Adapter, strength: float, blocks: str) -> Any:
     """The output of a node that puts a LoRA onto a model."""
-    with running({"lora_scale": "blocks"}):
+    with running(lora_scale="blocks"):
         from lbm_lora.comfy.adapters import scale_of, with_lora
 
         return io.NodeOutput(with_lora(model, lora, scale_of(strength, blocks)))
@@ -251,14 +251,7 @@ class Translate(io.ComfyNode):
             return io.NodeOutput(translate(model, vae, image, options, mask=mask, background=background))
 
 
-_EXTRACT = {
-    "base_model_path": "base",
-    "tuned_model_path": "tuned",
-    "rank": "rank",
-    "conv_rank": "conv_rank",
-    "max_size": "max_size",
-    "calibration": "calibration",
-}
+_PAIR = {"base_model_path": "base", "tuned_model_path": "tuned"}
 
 
 class Extract(_ReadsFiles):
@@ -289,15 +282,17 @@ class Extract(_ReadsFiles):
     def execute(
         cls, base: str, tuned: str, rank: int, conv_rank: int, max_size: str = "", calibration: str = ""
     ) -> Any:
-        ranks: dict[str, Any] = {"max_size": max_size.strip()} if max_size.strip() else {}
-        with running(_EXTRACT):
+        ranks: dict[str, Any] = {"rank": rank, "conv_rank": conv_rank}
+        if max_size.strip():
+            ranks = {"max_size": max_size.strip()}
+        with running("rank", "conv_rank", "max_size", "calibration", **_PAIR):
             lora = lbm_lora.extract(
                 files.path_of("diffusion_models", base),
                 files.path_of("diffusion_models", tuned),
                 calibration=files.typed_path(calibration) if calibration.strip() else None,
                 device=files.device(),
                 progress=NodeProgress(),
-                **(ranks or {"rank": rank, "conv_rank": conv_rank}),
+                **ranks,
             )
             return io.NodeOutput(lora)
 
@@ -328,7 +323,7 @@ class Calibrate(_ReadsFiles):
 
     @classmethod
     def execute(cls, tuned: str, images: Any, save_as: str) -> Any:
-        with running({"tuned_model_path": "tuned", "images": "images", "save_to": "save_as"}):
+        with running("images", tuned_model_path="tuned", save_to="save_as"):
             path = files.output_path(save_as)
             model = files.path_of("diffusion_models", tuned)
             photos = cast(Any, files.as_photos(images))
@@ -363,7 +358,7 @@ class Validate(_ReadsFiles):
 
     @classmethod
     def execute(cls, base: str, tuned: str, lora: str, images: Any = None) -> Any:
-        with running({**_EXTRACT, "lora_path": "lora", "images": "images"}):
+        with running("images", lora_path="lora", **_PAIR):
             report = lbm_lora.validate(
                 files.path_of("diffusion_models", base),
                 files.path_of("diffusion_models", tuned),
@@ -398,7 +393,7 @@ class Fuse(_ReadsFiles):
 
     @classmethod
     def execute(cls, checkpoint: str, lora: str, strength: float, filename_prefix: str) -> Any:
-        with running({"base_model_path": "checkpoint", "lora_path": "lora", "lora_scale": "strength"}):
+        with running(base_model_path="checkpoint", lora_path="lora", lora_scale="strength"):
             path, base = files.new_path(filename_prefix), files.path_of("diffusion_models", checkpoint)
             adapter = files.path_of("loras", lora)
             lbm_lora.fuse(base, adapter, save_to=path, lora_scale=strength, progress=NodeProgress())
@@ -450,7 +445,7 @@ class Merge(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora: Adapter, lora2: Adapter, scales: str, method: MergeMethod) -> Any:
-        with running({"lora_path": "lora", "lora_scale": "scales", "method": "method"}):
+        with running("method", lora_path="lora", lora_scale="scales"):
             scale = tuple(scales.split()) or 1.0
             merged = lbm_lora.merge([lora, lora2], lora_scale=scale, method=method, progress=NodeProgress())
             return io.NodeOutput(merged)
@@ -475,7 +470,7 @@ class Resize(io.ComfyNode):
     @classmethod
     def execute(cls, lora: Adapter, rank: int, max_size: str = "") -> Any:
         ranks: dict[str, Any] = {"max_size": max_size.strip()} if max_size.strip() else {"rank": rank}
-        with running({"lora_path": "lora", "rank": "rank", "max_size": "max_size"}):
+        with running("rank", "max_size", lora_path="lora"):
             return io.NodeOutput(lbm_lora.resize(lora, progress=NodeProgress(), **ranks))
 
 
@@ -524,7 +519,7 @@ class Save(io.ComfyNode):
         biases: BiasesAs = "keep",
         norms: NormsAs = "keep",
     ) -> Any:
-        with running({"biases": "biases", "norms": "norms"}):
+        with running("biases", "norms"):
             path = files.new_path(filename_prefix, "" if format == "peft" else ".safetensors")
             return _said(lora.save(path, format, biases=biases, norms=norms))
 

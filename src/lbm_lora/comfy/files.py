@@ -16,12 +16,7 @@ from lbm_lora.errors import OutputError
 
 Kind = Literal["diffusion_models", "loras"]
 
-_KINDS: Mapping[str, Kind] = {
-    "base": "diffusion_models",
-    "tuned": "diffusion_models",
-    "checkpoint": "diffusion_models",
-    "lora": "loras",
-}
+_KINDS: Mapping[str, Kind] = {**dict.fromkeys(("base", "tuned", "checkpoint"), "diffusion_models"), "lora": "loras"}
 """Widget that names a file -> list that it is of."""
 
 

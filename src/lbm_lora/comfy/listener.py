@@ -59,15 +59,16 @@ def as_widget(widgets: Mapping[str, str]) -> Callable[[Option], str]:
 
 
 @contextmanager
-def running(widgets: Mapping[str, str] | None = None, *, is_sampling: bool = False) -> Generator[None]:
+def running(*widgets: str, is_sampling: bool = False, **renamed: str) -> Generator[None]:
     """Run a node: errors and warnings become one line each, in the terms of its widgets.
 
     Args:
-        widgets: option -> widget.
+        widgets: those that are called as their options.
+        renamed: option -> widget, for others.
         is_sampling: stay in ComfyUI's inference mode. All else leaves it: models that are changed, and gradients, need
             tensors that know their versions.
     """
-    spelling, caught = as_widget(widgets or {}), list[warnings.WarningMessage]()
+    spelling, caught = as_widget({**{name: name for name in widgets}, **renamed}), list[warnings.WarningMessage]()
     try:
         with warnings.catch_warnings(record=True) as caught, torch.inference_mode(mode=is_sampling):
             warnings.simplefilter("ignore")

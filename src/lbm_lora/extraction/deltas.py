@@ -8,7 +8,7 @@ from torch import Tensor
 from lbm_lora.adapter import LedgerRow, LoraModule, Outcome, Status
 from lbm_lora.blocks import DeltaSums, Workspace, absolutes, energy, storage_noise
 from lbm_lora.checkpoint import Fingerprint, FingerprintBuilder, Pairing
-from lbm_lora.errors import ConfigError, InputError, Option
+from lbm_lora.errors import InputError
 from lbm_lora.extraction.plan import Action, PlanItem
 from lbm_lora.factorize import (
     PACKED,
@@ -40,12 +40,6 @@ class DeltaSettings:
     dtype: torch.dtype = torch.bfloat16
     min_diff: float = 0.0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    def __post_init__(self) -> None:
-        if self.min_diff < 0:
-            raise ConfigError(
-                Option("min_diff"), f" must be 0 or more, got {self.min_diff:g}: it is compared with absolute values."
-            )
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def rounded_down(down: Float[Tensor, "rank columns"], dtype: torch.dtype) -> Flo
 def stored_factors(up: Float[Tensor, "out rank"], down: Float[Tensor, "rank columns"], dtype: torch.dtype) -> Factors:
     """Return both factors with their stored values; fp32 for int8, see `eight_bit`."""
     if dtype == torch.int8:
-        return Factors(*quantize(up, down).factors())
+        return quantize(up, down).factors()
     return Factors(rounded(up, dtype), rounded(down, dtype))
 
 
@@ -188,13 +188,17 @@ class EightBit:
     down: Int8[Tensor, "rank columns"]
     unit: Float32[Tensor, " rank"]
 
-    def factors(self) -> tuple[Float32[Tensor, "out rank"], Float32[Tensor, "rank columns"]]:
-        """Return (up, down), exact, with each unit split about evenly between them.
+    def factors(self) -> Factors:
+        return spread(self.up, self.down, self.unit)
 
-        `down` gets a power of two: that costs no precision, and neither factor leaves the range of fp16.
-        """
-        share = root_of_unit(self.unit)
-        return self.up.float() * (self.unit / share), self.down.float() * share[:, None]
+
+def spread(up: Tensor, down: Tensor, unit: Float32[Tensor, " rank"]) -> Factors:
+    """Return whole numbers with a unit as factors in fp32, exactly, with each unit split about evenly between them.
+
+    `down` gets a power of two: that costs no precision, and neither factor leaves the range of fp16.
+    """
+    share = root_of_unit(unit)
+    return Factors(up.float() * (unit / share), down.float() * share[:, None])
 
 
 def quantize(up: Float[Tensor, "out rank"], down: Float[Tensor, "rank columns"]) -> EightBit:

@@ -18,7 +18,7 @@ from jaxtyping import Float, Float32, Float64, Int16
 from torch import Tensor
 
 from lbm_lora.errors import InputError
-from lbm_lora.factorize.factors import Factors, root_of_unit, shortened
+from lbm_lora.factorize.factors import Factors, root_of_unit, shortened, spread
 from lbm_lora.factorize.roots import Root, TriangularRoot, joined, vectors_of
 
 PACKED = torch.int16
@@ -56,9 +56,7 @@ class Counts:
     grid: Grid
 
     def factors(self) -> Factors:
-        """Return both factors in fp32, each unit split about evenly between them, `down` with a power of two."""
-        share = root_of_unit(self.grid.unit)
-        return Factors(self.up.float() * (self.grid.unit / share), self.down.float() * share[:, None])
+        return spread(self.up, self.down, self.grid.unit)
 
 
 def counts_of(factors: Factors, grid: Grid) -> Counts:

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from lbm_lora.errors import InputError, Option
-
 FULL_RANK = 9999
 """The documented value for "as high as the matrix allows"."""
 
@@ -58,13 +56,6 @@ class FixedRank:
         """A rank, and the conv rank that goes with it where none is given: half of it, rounded up; full stays full."""
         half = linear if linear >= FULL_RANK else (linear + 1) // 2
         return cls(linear=linear, conv=half if conv is None else conv)
-
-    def __post_init__(self) -> None:
-        for name, value in (("rank", self.linear), ("conv_rank", self.conv)):
-            if value < 1:
-                raise InputError(
-                    f"{name} must be at least 1, got {value}. To leave layers out: ", Option("exclude", "PATTERN"), "."
-                )
 
     def rank_of(self, shape: tuple[int, ...]) -> int:
         """Return the stored rank for a weight of this shape."""

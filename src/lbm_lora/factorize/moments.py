@@ -40,10 +40,6 @@ class Moment:
     factor: Float[Tensor, "n k"] | None = None
     repeat: int = 1
 
-    def __post_init__(self) -> None:
-        if (self.dense is None) == (self.diagonal is None) or (self.diagonal is None and self.factor is not None):
-            raise InputError("a second moment must be dense, or a diagonal with or without a low-rank factor.")
-
     @property
     def size(self) -> int:
         return self.variances().shape[0]
@@ -69,8 +65,6 @@ class Moment:
         Args:
             ridge: above 0. It gives errors a cost in directions that no sample covered.
         """
-        if not ridge > 0:
-            raise InputError(f"the ridge of a second moment must be above 0, got {ridge:g}.")
         added = ridge * float(_finite(self.variances()).mean())
         if self.dense is not None and added > 0:
             shifted = self.dense.double()

@@ -5,7 +5,6 @@ Every measurement of how close a LoRA gets is built from these:
 - `points`: inputs of a denoiser
 - `answers`: outputs of a model
 - `output_errors`: distance between two answers
-- `scores`: answers as values of a report
-- `comparison`: all of these for several variants
+- `comparison`: answers of several variants as values of a report
 - `trial`: all of these for a LoRA that is not written yet
 """

@@ -1,27 +1,47 @@
-"""Compare the outputs of base, base + LoRAs and tuned on equal latents, as `validate --images` does."""
+"""Compare the outputs of base, base + LoRAs and tuned on equal latents, as `validate --images` does.
+
+The denoiser is compared at single points of the bridge, so that each timestep gets its own value, and in images, which
+combine the errors of all steps.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from lbm_lora.adapter import Adapter
+from lbm_lora.adapter.metadata import parsed
 from lbm_lora.apply import ScaledAdapter, fuse_module
 from lbm_lora.checkpoint import CheckpointLike, dtype_name
 from lbm_lora.errors import ConfigError
 from lbm_lora.fidelity.answers import Answer, Question, answer, question
-from lbm_lora.fidelity.lora_files import lora_files
-from lbm_lora.fidelity.outputs import ImageSet, OutputComparison, VariantScores, worst_first
+from lbm_lora.fidelity.output_errors import relative_error
+from lbm_lora.fidelity.outputs import (
+    DenoiserScore,
+    ImageComparison,
+    ImageScore,
+    ImageSet,
+    LoraFile,
+    OutputComparison,
+    VariantScores,
+    summarize,
+    summarize_denoiser,
+    worst_first,
+)
 from lbm_lora.fidelity.points import image_latent
-from lbm_lora.fidelity.scores import compared, scores
-from lbm_lora.fidelity.shown import DIFFERENCE, ShownImage, side_by_side, tile
+from lbm_lora.files import MARK, written_bytes
 from lbm_lora.imaging.buckets import resized
 from lbm_lora.imaging.digests import digests_of
-from lbm_lora.imaging.image_file import read_image
+from lbm_lora.imaging.grids import comparison_grid
+from lbm_lora.imaging.image_file import encode_image, read_image
+from lbm_lora.imaging.metrics import Weights, psnr, ssim
 from lbm_lora.imaging.paths import expand_sources
 from lbm_lora.imaging.perceptual import Lpips, Net, load_lpips, net_of
+from lbm_lora.imaging.tensors import to_images
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.schedule import STEP_COUNTS, check_steps, from_source, schedule_of, step_counts
@@ -29,6 +49,11 @@ from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress
 
 BASE, TUNED = "base", "tuned"
+COMPARISON = f"{MARK}: comparison"
+"""The mark of a report's image, which shows the results of several networks."""
+
+_DIFFERENCE = 8  # how much stronger than it is the difference of two images is shown
+_TILE = 512  # longer side of an image, pixels
 _ROWS = 8  # most rows of the side-by-side image
 _PIXELS = 6e6  # approximate pixels of the side-by-side image
 
@@ -119,8 +144,8 @@ def compare_outputs(
         lpips=comparison.lpips.net if comparison.lpips else None,
     )
     result = replace(result, loras=lora_files(adapters))
-    shown = _shown(comparison, result, reference, measured)
-    return ComparisonResult(scores=result, image=side_by_side(shown), shown=tuple(image.encoded() for image in shown))
+    shown, image = _shown(comparison, result, reference, measured)
+    return ComparisonResult(scores=result, image=image, shown=shown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,8 +202,8 @@ def _measured(
         found = answer(model, asked, reference.steps, seed=settings.seed)
         measured.scores.append(scores(variant, found, wanted, lpips=comparison.lpips))
         image, target = (reply.images[reference.steps[0]] for reply in (found, wanted))
-        measured.results.append(tile(image))
-        measured.differences.append(tile(DIFFERENCE * (image - target)))
+        measured.results.append(_tile(image))
+        measured.differences.append(_tile(_DIFFERENCE * (image - target)))
         progress.advance()
     return measured
 
@@ -189,26 +214,151 @@ def _load(settings: ComparisonSettings, checkpoint: CheckpointLike) -> LBMModel:
 
 def _shown(
     comparison: Comparison, result: OutputComparison, reference: _Reference, measured: Mapping[str, _Measured]
-) -> list[ShownImage]:
+) -> tuple[tuple[ImageSet, ...], bytes]:
+    """The worst images for the page, and side by side: source, base, the LoRA, tuned and what these two differ in."""
     variant = list(measured)[:2][-1]
-    order = [result.images.index(image) for image in worst_first(result)]
-    shown: list[ShownImage] = []
+    names = list(dict.fromkeys(["source", BASE, variant, TUNED]))
+    sets: list[ImageSet] = []
+    rows: list[list[Image.Image]] = []
     pixels = 0
-    for index in order[:_ROWS]:
-        tuned = tile(reference.answers[index].images[reference.steps[0]])
+    for index in [result.images.index(image) for image in worst_first(result)][:_ROWS]:
+        tuned = _tile(reference.answers[index].images[reference.steps[0]])
         source = resized(read_image(comparison.sources[index]), tuned.size)
-        results = {name: found.results[index] for name, found in measured.items()}
-        shown.append(
-            ShownImage(
+        views = {"source": source, **{name: found.results[index] for name, found in measured.items()}, TUNED: tuned}
+        difference = measured[variant].differences[index]
+        sets.append(
+            ImageSet(
                 image=result.images[index].image,
-                views={"source": source, **results, TUNED: tuned},
+                width=difference.width,
+                height=difference.height,
+                views={name: _png(view) for name, view in views.items()},
                 psnrs={scored.variant: scored.images[0].psnr for scored in result.images[index].scores},
-                variant=variant,
-                reference=TUNED,
-                difference=measured[variant].differences[index],
+                difference=_png(difference),
+                difference_title=f"{variant} minus {TUNED}, {_DIFFERENCE} times amplified; grey: no difference",
             )
         )
-        pixels += 5 * tuned.width * tuned.height  # those of a row of the side-by-side image
+        rows.append([*(views[name] for name in names), difference])
+        pixels += 5 * tuned.width * tuned.height
         if pixels > _PIXELS:
             break
+    labels = [*names, f"difference from {TUNED}\n{_DIFFERENCE} times, grey: none"]
+    return tuple(sets), _png(comparison_grid(labels, rows))
+
+
+def _tile(image: Tensor) -> Image.Image:
+    """An image of values in [-1, 1] (what is outside is clamped), reduced where it is large."""
+    shown = to_images(image[None])[0]
+    shown.thumbnail((_TILE, _TILE), Image.Resampling.LANCZOS)
     return shown
+
+
+def _png(image: Image.Image) -> bytes:
+    return encode_image(image, ".png", mark=COMPARISON, optimize=True)
+
+
+def scores(
+    variant: str, found: Answer, wanted: Answer, *, mask: Weights | None = None, lpips: Lpips | None = None
+) -> VariantScores:
+    """Measure a variant's answer against the reference's answer to the same question.
+
+    Args:
+        mask: weights (height, width) of the masked scores.
+    """
+    return VariantScores(
+        variant=variant,
+        denoiser=tuple(
+            DenoiserScore(timestep=timestep, error=relative_error(found.predictions[timestep], prediction))
+            for timestep, prediction in wanted.predictions.items()
+        ),
+        images=tuple(
+            _image_score(steps, found.images[steps], image, mask, lpips) for steps, image in wanted.images.items()
+        ),
+    )
+
+
+def compared(
+    found: Mapping[str, Sequence[VariantScores]],
+    references: Sequence[Answer],
+    *,
+    names: Sequence[str],
+    reference: str,
+    seed: int,
+    dtype: str,
+    device: str,
+    lpips: str | None = None,
+) -> OutputComparison:
+    """Combine all scores in one value."""
+    if not names or not found:
+        raise ConfigError(f"nothing to compare: {len(names)} images and {len(found)} variants.")
+    images: list[ImageComparison] = []
+    for index, (name, answered) in enumerate(zip(names, references, strict=True)):
+        height, width = next(iter(answered.images.values())).shape[-2:]
+        of_image = tuple(scored[index] for scored in found.values())
+        images.append(ImageComparison(image=name, width=width, height=height, scores=of_image))
+    return OutputComparison(
+        reference=reference,
+        steps=tuple(references[0].images),
+        timesteps=tuple(references[0].predictions),
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        lpips=lpips,
+        images=tuple(images),
+        summary=summarize(images),
+        denoiser=summarize_denoiser(images),
+    )
+
+
+@torch.no_grad()
+def _image_score(steps: int, image: Tensor, target: Tensor, mask: Weights | None, lpips: Lpips | None) -> ImageScore:
+    return ImageScore(
+        steps=steps,
+        psnr=psnr(image, target),
+        ssim=ssim(image, target),
+        lpips=None if lpips is None else float(lpips(image[None], target[None])),
+        mask_psnr=None if mask is None else psnr(image, target, mask),
+        mask_ssim=None if mask is None else ssim(image, target, mask),
+    )
+
+
+_SPLITS = {
+    "max_size": "ranks chosen across layers",
+    "max_error": "ranks chosen across layers",
+    "max_output_error": "ranks chosen across layers",
+    "min_psnr": "ranks chosen across layers",
+    "keep_energy": "same energy in each layer",
+    "max_module_error": "same error in each layer",
+}
+"""Rank policy -> how it splits ranks between layers. The first four follow one rule, each to another limit."""
+
+
+def lora_files(adapters: Mapping[str, Adapter]) -> tuple[LoraFile, ...]:
+    """One entry for each variant whose adapter was read from a file, as the file describes itself."""
+    files: list[LoraFile] = []
+    for variant, adapter in adapters.items():
+        if adapter.path is None:
+            continue
+        settings = parsed(adapter.metadata.facts, "lbm_lora_settings")
+        split, ranks = _ranks(settings)
+        files.append(
+            LoraFile(
+                variant=variant,
+                file=adapter.path.name,
+                nbytes=written_bytes(adapter.path),
+                method=str(settings.get("method") or settings.get("rank_policy") or "not said"),
+                dtype=str(settings.get("dtype") or ""),
+                split=split,
+                ranks=ranks,
+            )
+        )
+    return tuple(files)
+
+
+def _ranks(settings: Mapping[str, object]) -> tuple[str, str]:
+    """How ranks are split between layers, and the ranks where they are fixed; empty where the file does not say."""
+    rank, conv_rank = settings.get("rank"), settings.get("conv_rank")
+    if not isinstance(rank, int) or not isinstance(conv_rank, int) or rank < 1:
+        return _SPLITS.get(str(settings.get("rank_policy")), ""), ""
+    if rank == conv_rank:
+        return "equal ranks", f"rank {rank}"
+    return f"conv rank {Fraction(conv_rank, rank)} of rank", f"rank {rank}, conv {conv_rank}"

@@ -123,17 +123,14 @@ def network_errors(
     with kept_weights(module):
         for deltas in ((), adapter.stored()):
             put_deltas(module, base, deltas)
-            found = outputs_of(run)
-            errors.append(tuple(relative_error(*pair) for pair in _paired(found, wanted)))
+            try:
+                pairs = zip(outputs_of(run), wanted, strict=True)
+                errors.append(tuple(relative_error(*pair) for pair in pairs))
+            except ValueError:
+                count = plural(len(wanted), "sample")
+                raise InputError(f"run yielded {count} first, and then another number.") from None
             progress.advance()
     return NetworkErrors(base=errors[0], lora=errors[1])
-
-
-def _paired(found: Iterator[Tensor], wanted: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    try:
-        yield from zip(found, wanted, strict=True)
-    except ValueError:
-        raise InputError(f"run yielded {plural(len(wanted), 'sample')} first, and then another number.") from None
 
 
 def _values(module: nn.Module) -> dict[ParamName, Tensor]:

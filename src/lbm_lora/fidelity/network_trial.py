@@ -22,7 +22,7 @@ _SHIFTED = 8  # samples that are also run with other content
 
 
 class NetworkTrial:
-    """Network that starts as the tuned one, then takes base + deltas. It implements `Trial` of `lbm_lora.ranks`.
+    """Network that starts as the tuned one, then takes base + deltas: a `Trial` of `lbm_lora.ranks`.
 
     The caller puts the module's weights back; see `kept_weights`.
     """
@@ -62,8 +62,7 @@ class NetworkTrial:
                     )
                 errors.append(relative_error(output, check.wanted))
             self._progress.advance(len(wanted))
-        ordered = [check for kind in _KINDS for check in self._checks if check.kind == kind]
-        return trial_errors(ordered, errors)
+        return trial_errors([check for kind in _KINDS for check in self._checks if check.kind == kind], errors)
 
     def images(self) -> TrialImages | None:
         """There are none."""

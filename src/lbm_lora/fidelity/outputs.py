@@ -188,11 +188,7 @@ class ImageSet:
 
 
 def summarize(images: Sequence[ImageComparison]) -> tuple[VariantSummary, ...]:
-    """Mean and worst image of each variant at each number of steps.
-
-    Args:
-        images: at least one, all with the same variants and numbers of steps.
-    """
+    """Mean and worst of the images (at least one) for each variant at each number of steps."""
     first = images[0].scores
     return tuple(
         _decoded(images, variant, index) for index in range(len(first[0].images)) for variant in range(len(first))
@@ -200,11 +196,7 @@ def summarize(images: Sequence[ImageComparison]) -> tuple[VariantSummary, ...]:
 
 
 def summarize_denoiser(images: Sequence[ImageComparison]) -> tuple[DenoiserSummary, ...]:
-    """Mean and worst error of each variant's denoiser at each timestep.
-
-    Args:
-        images: at least one, all with the same variants and timesteps.
-    """
+    """Mean and worst error over the images (at least one) of each variant's denoiser at each timestep."""
     first = images[0].scores
     return tuple(
         _denoiser(images, variant, index) for index in range(len(first[0].denoiser)) for variant in range(len(first))

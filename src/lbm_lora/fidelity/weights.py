@@ -215,13 +215,7 @@ def weight_report(
     failed: Sequence[ParamName] = (),
     made_for_output: bool = False,
 ) -> WeightReport:
-    """Sum up a ledger.
-
-    Args:
-        base, tuned, adapter: names for the reader, without folders.
-        failed: names of the adapter that match no tensor.
-        made_for_output: see `WeightReport`.
-    """
+    """Sum up a ledger; see `WeightReport` for the other arguments."""
     total = ledger.total()
     lora = ledger.of(Status.LORA)
     left_out = sum((row.measure for row in ledger.of(Status.EXCLUDED)), start=Measure())
@@ -249,7 +243,22 @@ def weight_report(
         best=ordered[0].name if ordered else "",
         worst=ordered[-1].name if ordered else "",
         blocks=_blocks(ledger, total),
-        rows=tuple(_tensor(row, total) for row in ledger),
+        rows=tuple(
+            TensorResult(
+                name=row.name,
+                status=row.status,
+                reason=row.reason,
+                shape=row.shape,
+                rank=row.rank,
+                relative_error=row.measure.relative_error,
+                mean_error=row.measure.mean_error,
+                relative_mean_error=row.measure.relative_mean_error,
+                delta_norm=math.sqrt(row.measure.delta_sq),
+                error_share=row.measure.error_sq / total.error_sq if total.error_sq else 0.0,
+                noise_floor=row.measure.noise_floor,
+            )
+            for row in ledger
+        ),
         made_for_output=made_for_output,
     )
 
@@ -259,22 +268,6 @@ def block_of(name: str) -> str:
     first, _, rest = name.partition(".")
     second = rest.partition(".")[0]
     return f"{first}.{second}" if second.isdigit() else first
-
-
-def _tensor(row: LedgerRow, total: Measure) -> TensorResult:
-    return TensorResult(
-        name=row.name,
-        status=row.status,
-        reason=row.reason,
-        shape=row.shape,
-        rank=row.rank,
-        relative_error=row.measure.relative_error,
-        mean_error=row.measure.mean_error,
-        relative_mean_error=row.measure.relative_mean_error,
-        delta_norm=math.sqrt(row.measure.delta_sq),
-        error_share=row.measure.error_sq / total.error_sq if total.error_sq else 0.0,
-        noise_floor=row.measure.noise_floor,
-    )
 
 
 def _blocks(ledger: Ledger, total: Measure) -> tuple[BlockResult, ...]:
@@ -306,13 +299,7 @@ _PLACES = {block: place for place, block in enumerate(_FLOW.split())}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LedgerEntry:
-    """One status of the ledger.
-
-    Attributes:
-        details: `linear: 741`, `conv: 51`, or the reasons of the tensors left out, each with its number.
-        change_share: of the squared norm of the change.
-        error_share: of the squared error; nan where the error is not finite.
-    """
+    """One status of the ledger; `details`: `linear: 741`, `conv: 51`, or reasons, each with its number."""
 
     status: Status
     tensors: int
@@ -323,11 +310,7 @@ class LedgerEntry:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RankSummary:
-    """The stored ranks of the lora modules.
-
-    Attributes:
-        full: modules whose rank is as high as their matrix allows.
-    """
+    """The stored ranks of the lora modules; `full`: how many are as high as their matrix allows."""
 
     least: int
     median: int
@@ -350,23 +333,24 @@ def delta_kind(row: TensorResult) -> Kind:
 def ledger_entries(report: WeightReport) -> tuple[LedgerEntry, ...]:
     """One entry for each status, in the ledger's order; tensors add up to `report.tensors`."""
     total = math.fsum(row.delta_norm**2 for row in report.rows)
-    return tuple(_entry(report, status, total) for status in Status)
-
-
-def _entry(report: WeightReport, status: Status, total: float) -> LedgerEntry:
-    rows = [row for row in report.rows if row.status == status]
-    if status == Status.EXCLUDED:
-        counts: Mapping[str, int] = report.excluded_reasons
-    else:
-        counts = Counter(delta_kind(row) if status == Status.LORA else row.reason for row in rows)
-    change = math.fsum(row.delta_norm**2 for row in rows)
-    return LedgerEntry(
-        status=status,
-        tensors=report.counts.get(status.value, 0),
-        details=tuple(f"{what}: {n:,}" for what, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
-        change_share=change / total if total else 0.0,
-        error_share=sum(row.error_share for row in rows),
-    )
+    entries: list[LedgerEntry] = []
+    for status in Status:
+        rows = [row for row in report.rows if row.status == status]
+        counts: Mapping[str, int] = Counter(delta_kind(row) if status == Status.LORA else row.reason for row in rows)
+        if status == Status.EXCLUDED:
+            counts = report.excluded_reasons
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        change = math.fsum(row.delta_norm**2 for row in rows)
+        entries.append(
+            LedgerEntry(
+                status=status,
+                tensors=report.counts.get(status.value, 0),
+                details=tuple(f"{what}: {count:,}" for what, count in ordered),
+                change_share=change / total if total else 0.0,
+                error_share=sum(row.error_share for row in rows),
+            )
+        )
+    return tuple(entries)
 
 
 def lora_rows(report: WeightReport) -> list[TensorResult]:

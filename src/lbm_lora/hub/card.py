@@ -23,18 +23,13 @@ class CardFacts:
     """Contents of a card.
 
     Attributes:
-        repo: `user/repo`.
         base_model: id of the model on the hub that the LoRA is for.
         is_backbone: whether that is the backbone that the exact base is made from, not an LBM.
-        license: in the hub's spelling.
-        lora: name of the native file.
-        twin: name of the file for diffusers; None if that format cannot hold the LoRA.
-        contents: rows about the file: what, and its value.
-        measured: rows of measurements: what, and its value.
-        lost: what the file for diffusers leaves out, as a sentence; empty if nothing.
-        remarks: what users of that file should know, one sentence each.
-        images: paths of the pictures in the repository.
-        relative_error: of the weights, for the hub's own table; None if it was not measured.
+        lora, twin: names of the native file and of that for diffusers, if that format can hold the LoRA.
+        contents, measured: rows: what, and its value.
+        lost, remarks: what the file for diffusers leaves out, and what its users should know, as sentences.
+        images: paths in the repository.
+        relative_error: of the weights, for the hub's own table, if it was measured.
     """
 
     repo: str

@@ -6,11 +6,10 @@ has of a repository stands for the repository.
 
 import glob
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from torch import Tensor
 
@@ -80,8 +79,8 @@ def local_lora(path: Path | str, progress: Progress = SILENT) -> Path:
 def local_checkpoint(path: Path | str, progress: Progress = SILENT) -> Path:
     """Return the local file or folder of a checkpoint: the path itself, or that of a repository on the hub.
 
-    Of a repository, or a folder in one, it is the file that `open_checkpoint` takes of a folder: an index with its
-    shards, else the only `.safetensors`, else the only `.ckpt`. The `.yaml` files next to it are fetched too.
+    Of a repository, or a folder in one, it is the index with its shards, else the only `.safetensors`, else the only
+    `.ckpt`. The `.yaml` files next to it are fetched too.
     """
     name = hub_name(path)
     if name is None:
@@ -119,14 +118,7 @@ def _checkpoint_of(repository: "Repository", folder: PurePosixPath) -> str:
 
 @dataclass(frozen=True)
 class Repository:
-    """A revision of a repository.
-
-    Attributes:
-        name: as the user gave it.
-        commit: the commit that the revision is, so that list and files belong together.
-        files: paths of its files.
-        cached: the local folder, if it was found in the cache and not on the hub.
-    """
+    """A repository at a commit; `cached`: its local folder, if it was found in the cache and not on the hub."""
 
     name: HubName
     commit: str
@@ -220,7 +212,7 @@ def hub_errors(doing: str, repo: str, *, has_cache: bool = True) -> Generator[No
         raise HubError(f"{doing}: {_reason(error, repo, has_cache=has_cache)}") from error
 
 
-def _fetching(name: HubName) -> Any:
+def _fetching(name: HubName) -> AbstractContextManager[None]:
     return hub_errors(f"{name} is not a local path, and cannot be fetched from the Hugging Face hub", name.repo)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,14 +43,10 @@ def destination(to: str) -> HubName:
 def check_replaced(name: HubName, files: Mapping[str, Path], *, overwrite: bool = False) -> str | None:
     """Refuse a commit that would replace a file which lbm-lora did not write, unless it has the same bytes.
 
-    A repository or a branch that does not exist yet has nothing to lose: its files stay where the branch starts.
+    Return the commit that was looked at, for `publish`; None if there is none.
 
     Args:
-        files: path in the repository -> local file, as for `publish`.
-        overwrite: whether any file may be replaced that is there now.
-
-    Returns:
-        The commit that was looked at, for `publish`; None if there is none.
+        files: path in the repository -> local file.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -141,10 +137,8 @@ def publish(
     return Commit(id=done.oid, url=f"{api.endpoint}/{name.repo}{tree}")
 
 
-@contextmanager
-def _publishing(name: HubName) -> Generator[None]:
-    with hub_errors(f"{name} cannot be published on the Hugging Face hub", name.repo, has_cache=False):
-        yield
+def _publishing(name: HubName) -> AbstractContextManager[None]:
+    return hub_errors(f"{name} cannot be published on the Hugging Face hub", name.repo, has_cache=False)
 
 
 @contextmanager
@@ -153,14 +147,14 @@ def _without_bars() -> Generator[None]:
     from huggingface_hub import constants
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    if constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
+    is_ours = constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled()
+    if is_ours:
+        disable_progress_bars()
     try:
         yield
     finally:
-        enable_progress_bars()
+        if is_ours:
+            enable_progress_bars()
 
 
 def _check_at_hub(card: str) -> None:

@@ -1,12 +1,4 @@
-"""Choose the ranks of an adapter (layer L2b): from the spectra of its deltas, by one rule, with or without a trial.
-
-Extraction finds the spectra in two checkpoints, `combine` in the factors of LoRAs; the choice is the same.
-
-- `rules`: options of a command to the one rule that they select
-- `spectrum`: what each rank of one delta is worth
-- `allocate`: ranks for all layers together
-- `trials`: choices that are run before they are written; `search` finds the smallest that meets a limit
-"""
+"""Choose the ranks of an adapter (layer L2b): from the spectra of its deltas, by one rule, with or without a trial."""
 
 from lbm_lora.ranks.allocate import Allocator, Choice, RankAllocator, WidthAllocator, needs_limit
 from lbm_lora.ranks.rules import (

@@ -175,6 +175,7 @@ def infer_shards(
     loras = listed(lora)
     scales = several(lora_scale)
     path = Path(str(base)) if backbone_signature else local_checkpoint(str(base), progress)
+    config_path = None if config_path is None else Path(config_path)
     making: dict[str, Any] = {"backbone_signature": backbone_signature, "config_path": config_path}
     settings = TranslateSettings(
         steps=num_inference_steps,
@@ -205,18 +206,25 @@ def infer_shards(
         "output_format": output_format,
         "device": resolve_device(device).type,
     }
-    folder, cache = home_path(output_path), None if cache_dir is None else Path(cache_dir)
+    folder = home_path(output_path)
     keys = ShardKeys(source=source_key, mask=mask_key)
     with quiet_lightning():
         fabric = open_fabric(device, devices, num_nodes, strategy)
         progress = progress if fabric.is_global_zero else SILENT
         files = Outputs(overwrite=overwrite).then(planned_missing(path, **making))
         files.then(Outputs().reads(*inputs(path, config_path, *loras)))
-        jobs = plan_shards(several(source_shards), folder, keys, cache_dir=cache, files=files, progress=progress)
+        jobs = plan_shards(
+            several(source_shards),
+            folder,
+            keys,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+            files=files,
+            progress=progress,
+        )
         check_corrupt(jobs, (), max_corrupt)
         made = ensure_base(path, **making, overwrite=overwrite, progress=progress)
         with open_checkpoint(made) as checkpoint:
-            lbm = resolve_config(checkpoint, config_path=None if config_path is None else Path(config_path))
+            lbm = resolve_config(checkpoint, config_path=config_path)
             refuse_conditioning(lbm, where=checkpoint.path)
             check_step_count(num_inference_steps, step_counts(lbm), what="num_inference_steps")
             adapters, applied = fitting_adapters(

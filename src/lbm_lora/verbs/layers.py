@@ -92,6 +92,9 @@ def layers(
         rank: Rank of linear layers, for the size.
         conv_rank: Rank of conv layers, for the size. Default: half of the rank.
 
+    Returns:
+        The selected layers, and their totals.
+
     Raises:
         InputError: the checkpoint cannot be read, or a pattern matches nothing.
     """

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 from lbm_lora.errors import ConfigError, Option, listing, need_packages
 from lbm_lora.progress import SILENT, Progress
@@ -133,7 +133,7 @@ def train(
     file = Path(config) if isinstance(config, str | Path) else None
     if file is not None and "save_ckpt_path" not in keys:
         _check_home(file, settings)
-    formats = cast("tuple[ForeignFormat, ...]", several(also))
+    formats: tuple[ForeignFormat, ...] = several(also)
     if formats and settings.mode == "full":
         raise ConfigError(Option("also"), " is for LoRAs, but mode full trains a checkpoint.")
     need_packages("training", ("lightning", "peft"), "train")

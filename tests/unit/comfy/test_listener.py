@@ -27,7 +27,7 @@ def test_progress_fills_the_bar_and_notices_cancel(comfy: State) -> None:
 
 
 def test_an_error_is_one_line_with_the_nodes_widgets() -> None:
-    with pytest.raises(ConfigError) as found, running({"lora_scale": "blocks"}):
+    with pytest.raises(ConfigError) as found, running(lora_scale="blocks"):
         raise ConfigError(Option("lora_scale"), " is wrong.\n  See ", Option("dense", is_off=True), ".")
     assert str(found.value) == "'blocks' is wrong. See --no_dense (lbm-lora's command line)."
 
@@ -41,7 +41,7 @@ def test_a_missing_package_is_one_line_that_says_how_to_install_it() -> None:
 
 
 def test_warnings_are_lines_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "lbm_lora"), running({"rank": "rank"}):
+    with caplog.at_level(logging.WARNING, "lbm_lora"), running("rank"):
         warn("too\nhigh: ", Option("rank"))
     assert caplog.messages == ["too high: 'rank'"]
 

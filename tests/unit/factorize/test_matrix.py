@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from lbm_lora.errors import InputError
 from lbm_lora.factorize import FixedRank, down_shape, matrix_shape, rank_bound, to_matrix, up_shape
 
 LINEAR = st.tuples(st.integers(1, 9), st.integers(1, 9))
@@ -42,17 +41,6 @@ def test_a_product_of_factors_is_two_convs_in_a_row(shape: tuple[int, ...], stri
 )
 def test_the_documented_ranks(shape: tuple[int, ...], rank: int) -> None:
     assert FixedRank().rank_of(shape) == rank
-
-
-@pytest.mark.parametrize("rank", [0, -1, -9999])
-def test_a_rank_below_one_is_refused(rank: int) -> None:
-    with pytest.raises(InputError) as caught:
-        FixedRank(linear=rank)
-    text = "To leave layers out: exclude."
-    assert str(caught.value) == f"rank must be at least 1, got {rank}. {text}"
-    with pytest.raises(InputError) as caught:
-        FixedRank(conv=rank)
-    assert str(caught.value) == f"conv_rank must be at least 1, got {rank}. {text}"
 
 
 @pytest.mark.parametrize(

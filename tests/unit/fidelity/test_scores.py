@@ -1,15 +1,18 @@
 """Outputs of several variants measured against the tuned model's."""
 
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
 from torch import Tensor
 from two_levels import translate
 
-from lbm_lora.fidelity.answers import Question, answer, question
+from lbm_lora.errors import ConfigError
+from lbm_lora.fidelity.answers import Answer, Question, answer, question
+from lbm_lora.fidelity.comparison import compared, scores
 from lbm_lora.fidelity.output_errors import relative_error
-from lbm_lora.fidelity.scores import scores
+from lbm_lora.fidelity.outputs import OutputComparison
 from lbm_lora.imaging.metrics import psnr, ssim
 from lbm_lora.model.build import LBMModel, load_model
 from standins import TINY, write_base, write_tuned
@@ -39,6 +42,25 @@ def asked(models: dict[str, LBMModel], images: list[Tensor]) -> list[Question]:
     """What all models are asked about the images, by the tuned one."""
     latents = [models["tuned"].encode(image) for image in images]
     return [question(models["tuned"], latent, SCHEDULE, seed=4) for latent in latents]
+
+
+def flat(value: float, *, steps: tuple[int, ...] = (1,)) -> Answer:
+    """Outputs of one flat colour; a step more makes it ten times as strong."""
+    return Answer(
+        predictions={1000.0: torch.full((4, 2, 2), 1 + value), 500.0: torch.full((4, 2, 2), 1 + 2 * value)},
+        images={count: torch.full((3, 16, 16), value * 10**place) for place, count in enumerate(steps)},
+    )
+
+
+def compare(outputs: Mapping[str, list[Answer]], names: list[str], *, seed: int = 0) -> OutputComparison:
+    """All of them against `tuned`."""
+    tuned = outputs["tuned"]
+    found = {
+        variant: [scores(variant, answered, wanted) for answered, wanted in zip(answers, tuned, strict=True)]
+        for variant, answers in outputs.items()
+        if variant != "tuned"
+    }
+    return compared(found, tuned, names=names, reference="tuned", seed=seed, dtype="bf16", device="cpu")
 
 
 def test_a_question_holds_points_of_the_bridge_to_the_references_result(
@@ -95,3 +117,10 @@ def test_the_scores_are_those_of_the_images(models: dict[str, LBMModel], asked: 
     assert {score.psnr for score in same.images} == {math.inf}
     assert {score.error for score in same.denoiser} == {0.0}
     assert same.images[0].mask_psnr is None
+
+
+def test_nothing_to_compare_is_said() -> None:
+    with pytest.raises(ConfigError, match="nothing to compare: 0 images and 1 variants"):
+        compare({"base": [], "tuned": []}, [])
+    with pytest.raises(ConfigError, match=r"1 images and 0 variants\."):
+        compare({"tuned": [flat(0.0)]}, ["a"])

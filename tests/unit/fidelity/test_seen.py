@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lbm_lora.adapter import Adapter, AdapterMetadata
-from lbm_lora.fidelity.lora_files import lora_files
+from lbm_lora.fidelity.comparison import lora_files
 from lbm_lora.fidelity.outputs import ImageComparison, ImageScore, VariantScores
 from lbm_lora.fidelity.seen import remark_on_seen, seen_of
 from lbm_lora.naming import DENOISER_PREFIX

@@ -1,6 +1,9 @@
 """Repositories in the place of paths: which file is taken, byte for byte, and what is said where that fails."""
 
+import socket
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from safetensors.torch import save
 from hub_client import hub_of
 from hub_server import HubServer
 from lbm_lora.errors import HubError
+from lbm_lora.hub import fetch
 from lbm_lora.hub.fetch import local_checkpoint, local_lora, open_repository
 from lbm_lora.hub.names import HubName
 from lbm_lora.progress import LbmLoraWarning
@@ -41,6 +45,15 @@ def test_a_repository_gives_our_lora_else_that_of_diffusers_else_the_only_one(
     assert sorted(one.name for one in path.parent.iterdir()) == [taken]  # nothing else is fetched
 
 
+def test_a_folder_of_a_repository_and_the_configuration_of_peft(hub: HubServer) -> None:
+    files = {"peft/adapter_model.safetensors": TWIN, "peft/adapter_config.json": b"{}", "a.safetensors": OURS}
+    hub.put("user/repo", files)
+    path = local_lora("user/repo/peft")
+    assert path.name == "adapter_model.safetensors"
+    assert path.with_name("adapter_config.json").read_bytes() == b"{}"
+    assert local_lora("user/repo").name == "a.safetensors"
+
+
 def test_several_of_ours_are_listed(hub: HubServer) -> None:
     hub.put("user/repo", {"r8.safetensors": OURS, "r32.safetensors": OURS, "pytorch_lora_weights.safetensors": TWIN})
     with pytest.raises(HubError) as caught:
@@ -49,6 +62,15 @@ def test_several_of_ours_are_listed(hub: HubServer) -> None:
         "user/repo on the Hugging Face hub has several LoRAs: r32.safetensors, r8.safetensors. "
         "Name one: user/repo/r32.safetensors@main."
     )
+
+
+def test_a_file_at_a_revision(hub: HubServer) -> None:
+    first = hub.put("user/repo", {"a/r8.safetensors": tensors(1), "b.safetensors": TWIN})
+    hub.put("user/repo", {"a/r8.safetensors": tensors(2)})
+    hub.put("user/repo", {"a/r8.safetensors": tensors(3)}, branch="dev")
+    for name, seed in {"": 2, f"@{first}": 1, f"@{first[:40]}": 1, "@dev": 3}.items():
+        assert local_lora(f"user/repo/a/r8.safetensors{name}").read_bytes() == tensors(seed)
+    assert local_lora("hf://user/repo@dev/a/r8.safetensors").read_bytes() == tensors(3)
 
 
 def test_a_file_that_is_not_there_names_the_nearest(hub: HubServer) -> None:
@@ -128,6 +150,17 @@ def test_without_a_network_the_cache_is_the_repository(
         open_repository(HubName("user/new"))
     with pytest.raises(HubError, match=reason):
         open_repository(HubName("user/repo", revision="v2"))
+
+
+def test_a_hub_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        server = cast(HubServer, SimpleNamespace(url=f"http://127.0.0.1:{silent.getsockname()[1]}"))
+        with (
+            hub_of(server, tmp_path / "hub"),
+            pytest.raises(HubError, match=r"there is no connection to http://127\S+"),
+        ):
+            open_repository(NAME)
 
 
 HEAD = " is not a local path, and cannot be fetched from the Hugging Face hub: "

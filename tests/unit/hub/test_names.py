@@ -4,6 +4,7 @@ from pathlib import Path, PureWindowsPath
 
 import pytest
 
+from lbm_lora.errors import ConfigError
 from lbm_lora.hub.names import HubName, hub_name
 
 
@@ -51,3 +52,9 @@ def test_what_exists_is_local_and_so_is_a_path_in_an_existing_folder(
     assert hub_name("user/repo") is None
     assert hub_name("user/repo/a.safetensors") is None
     assert hub_name("hf://user/repo") == HubName("user/repo")
+
+
+@pytest.mark.parametrize("written", ["hf://repo", "hf://user/repo@a@b", "hf://user/repo@a/b@c"])
+def test_a_scheme_without_a_name_is_refused(written: str) -> None:
+    with pytest.raises(ConfigError, match=r"does not name a repository or a file .* Write hf://user/repo, user/repo/"):
+        hub_name(written)

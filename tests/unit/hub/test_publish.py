@@ -17,9 +17,6 @@ from lbm_lora.hub.card import (
     CardFacts,
     card_text,
     check_card,
-    content_rows,
-    error_rows,
-    measured_errors,
     report_rows,
 )
 from lbm_lora.hub.names import HubName
@@ -103,29 +100,6 @@ def adapter(**facts: object) -> Adapter:
     dense = {ParamName("m2.bias"): torch.zeros(8), ParamName("norm1.weight"): torch.zeros(8)}
     header = {name: json.dumps(value) for name, value in facts.items()}
     return Adapter(modules, dense, AdapterMetadata(base_fingerprint="abc", facts=header), "denoiser.")
-
-
-def test_contents() -> None:
-    rows = dict(content_rows(adapter(lbm_lora_settings={"method": "calibrated"}), 1_500_000))
-    assert rows == {
-        "layers": "2, ranks 2 to 4",
-        "biases and norms": "1 bias and 1 norm parameter",
-        "file": "1.5 MB, fp32",
-        "made": "extracted (calibrated) from a fine-tuned checkpoint",
-        "fingerprint of the base": "abc",
-    }
-
-
-def test_errors_of_an_extraction_and_of_a_refinement() -> None:
-    extracted = adapter(lbm_lora_errors={"noise_floor": 0.0062, "relative_error": 0.2193, "x_error": 0.5})
-    assert measured_errors(extracted) == {"relative_error": 0.2193, "noise_floor": 0.0062, "x_error": 0.5}
-    assert error_rows({"relative_error": 0.2193, "x_error": 0.5}) == [
-        ("relative error of the weights", "21.9 %"),
-        ("x error", "50 %"),
-    ]
-    refined = adapter(lbm_lora_refinement={"error_before": 0.02, "error_after": 0.01, "step": 7, "lora": "error.x"})
-    assert measured_errors(refined) == {"error_before": 0.02, "error_after": 0.01}
-    assert ("made", "refined from a fine-tuned checkpoint") in content_rows(refined, 1)
 
 
 def test_a_report_gives_the_psnr_of_the_lora(tmp_path: Path) -> None:

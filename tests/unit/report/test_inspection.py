@@ -19,7 +19,6 @@ from lbm_lora.report.inspection.differences import adapter_difference, checkpoin
 from lbm_lora.report.inspection.drawing import (
     HeatMap,
     file_facts_of,
-    file_line,
     fit_lines,
     header_lines,
     norm_map,
@@ -210,11 +209,6 @@ def test_the_options_of_convert_say_what_becomes_of_biases_and_norms(lora: Build
     ]
 
 
-def test_nobody_else_reads_eight_bits(lora: Build, spectrum: Spectrum) -> None:
-    adapter = lora(spectrum("conv_in", [1.0])).cast(torch.int8)
-    assert [reader.name for reader in readers_of(adapter) if reader.reads == "all"] == ["lbm-lora"]
-
-
 def test_deltas_of_factors_differ_as_the_matrices_do(lora: Build, rand: Rand) -> None:
     one = LoraModule(name="a.proj", down=rand(2, 30), up=rand(20, 2), alpha=1.0)  # pyright: ignore[reportArgumentType]
     other = LoraModule(name="a.proj", down=rand(3, 30), up=rand(20, 3), alpha=6.0)  # pyright: ignore[reportArgumentType]
@@ -280,27 +274,6 @@ def file_of(adapter: Adapter) -> FileFacts:
     with open_checkpoint({"a": torch.ones(1)}) as checkpoint:
         plain = file_facts(checkpoint, adapter)
     return replace(plain, nbytes=2_000_000, adapter=adapter_facts(adapter, 2_000_000, {"b" * 32: "base.safetensors"}))
-
-
-def test_ranks_and_scalings(lora: Build, spectrum: Spectrum) -> None:
-    several = lora(spectrum("a", [1.0]), spectrum("b", [2.0, 1.0, 0.5], alpha=6.0), spectrum("c", [1.0, 0.5, 0.2]))
-    facts = dict(file_facts_of(file_of(several)))
-    assert facts["ranks"] == "1 to 3, median 3: 1 in 1, 3 in 2"
-    assert facts["alpha"] == "scaling (alpha / rank) 1 in 2, 2 in 1"
-    one = dict(file_facts_of(file_of(lora(spectrum("a", [1.0])))))
-    assert (one["ranks"], one["alpha"]) == ("1 everywhere", "equal to the rank everywhere: scaling 1")
-
-
-def test_a_file_of_another_program(lora: Build, spectrum: Spectrum) -> None:
-    file = file_of(replace(lora(spectrum("conv_in", [1.0])), file_format="comfyui"))
-    assert file_line(file) == "a LoRA in ComfyUI's format, 2.00 MB"
-    facts = dict(file_facts_of(file))
-    assert "written by" not in facts
-    assert facts["base"] == "not recorded"
-    assert facts["read by"] == "lbm-lora, ComfyUI"
-    assert facts["for diffusers"] == "lbm-lora convert --lora_path IN --to diffusers --save_to OUT"
-    assert [label for label in facts if label.startswith("for ")] == ["for diffusers", "for PEFT", "for LyCORIS"]
-    assert facts["not touched"].startswith("1,675 of LBM's 1,676 tensors (741 linear, 512 norm, 372 bias, 50 conv): ")
 
 
 def test_why_a_file_is_not_read_with_the_option_of_the_front_end() -> None:

@@ -27,7 +27,6 @@ from lbm_lora.fidelity.weights import (
     compare_weights,
     ledger_entries,
     network_order,
-    rank_summary,
     weight_report,
 )
 from lbm_lora.naming import ModuleName, ParamName
@@ -117,8 +116,8 @@ def pairing(save: Save) -> Callable[..., Pairing]:
     return build
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("prefix", ["", "denoiser."])
+@pytest.mark.parametrize("dtype", [torch.bfloat16])
+@pytest.mark.parametrize("prefix", ["denoiser."])
 def test_the_ledger_of_the_file_is_the_ledger_of_its_extraction(
     save: Save, pairing: Callable[..., Pairing], tmp_path: Path, prefix: str, dtype: torch.dtype
 ) -> None:
@@ -222,14 +221,6 @@ def test_ledger_entries_add_up(weights: WeightReport) -> None:
     assert entries[0].details == ("linear: 2", "conv: 1")
     assert entries[3].details == ("in --exclude: 1",)
     assert entries[3].change_share == pytest.approx(weights.left_out_share)
-
-
-def test_ranks_against_their_bound(weights: WeightReport, build: Build, row: Row) -> None:
-    found = rank_summary(weights)
-    assert str(found) == "2 to 16, median 4; 1 module of 3 at full rank"
-    one = build(row("conv.weight", Status.LORA, (4, 320, 3, 3), error=0.1, rank=4))
-    assert str(rank_summary(one)) == "4; 1 module of 1 at full rank"
-    assert rank_summary(build(row("a.bias", Status.DENSE, (4,), error=0))) is None
 
 
 def test_a_unet_is_ordered_as_its_input_flows(build: Build, row: Row) -> None:

@@ -88,13 +88,6 @@ def test_the_page_is_complete(report: Report, build_set: Sets) -> None:
     assert {"LPIPS (vgg), mean", "0.0125", "2.0e-05", "PSNR in mask", "38.00", "4.00 %", "1000"} <= set(page.cells)
 
 
-def test_several_loras_are_compared(report: Report, several: OutputComparison) -> None:
-    page = Page(render_html(replace(report, outputs=several)))
-    assert "outputs-bytes" in page.figures
-    assert "outputs-bytes" in page.attributes("id")
-    assert {"big.safetensors", "20.0 kB", "calibrated, fp16", "fixed, bf16, equal ranks", "rank 4"} <= set(page.cells)
-
-
 def test_the_page_needs_no_network(report: Report, build_set: Sets) -> None:
     page = Page(render_html(report, images=[build_set("cup.png")]))
     references = [value for name in LOADING for value in page.attributes(name)]
@@ -178,17 +171,6 @@ def test_the_weight_error_of_a_calibrated_file_is_put_right(
     page = Page(render_html(replace(report, outputs=replace(outputs, loras=(lora,)))))
     assert ("high on purpose and says little" in "".join(page.texts["p"])) == said
     assert ("high on purpose: calibrated" in page.texts["dd"]) == said
-
-
-def test_long_tables_are_folded(build: Build, row: Row, report: Report, build_set: Sets) -> None:
-    rows = [row(f"layer.{i}.weight", Status.LORA, (4, 4), error=0.01 * i, rank=2) for i in range(25)]
-    page = Page(render_html(replace(report, weights=build(*rows)), images=[build_set(f"{i}.png") for i in range(5)]))
-    text = "".join(page.texts["summary"])
-    assert "2 more images" in text
-    assert "5 more blocks" in text
-    assert [cell for cell in page.cells if cell.startswith("layer.") and cell.endswith("weight")].count(
-        "layer.4.weight"
-    ) == 1  # in the folded table of all alone: it is not among the 20 worst
 
 
 def test_images_are_limited(report: Report, build_set: Sets, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from lbm_lora.adapter import LedgerRow, Status
 from lbm_lora.fidelity.outputs import LoraFile, OutputComparison
 from lbm_lora.fidelity.weights import WeightReport
 from lbm_lora.report import Report, full_text, short_text, wording
-from lbm_lora.report.table import WIDTH, facts, numbers, paragraph, table, words
+from lbm_lora.report.table import facts, paragraph, table, words
 
 FULL = """\
 LoRA lora.safetensors: base.safetensors + LoRA against tuned.safetensors
@@ -129,14 +129,6 @@ def test_short_text(report: Report) -> None:
     assert short_text(report) == SHORT
 
 
-def test_without_outputs_nothing_is_said_of_them(report: Report) -> None:
-    text = full_text(replace(report, outputs=None, notes=()))
-    expected = FULL[: FULL.index("\n\nImages at")] + FULL[FULL.index("\n\nLedger") : FULL.index("\n\nEach image")]
-    measure = expected.index("  The images above are the measure.")
-    assert text == expected[:measure] + expected[expected.index("  Frobenius, over") :]
-    assert len(short_text(replace(report, outputs=None, notes=())).splitlines()) == 10
-
-
 def test_of_a_lora_that_was_made_for_the_output_the_weights_are_not_the_measure(
     report: Report, weights: WeightReport
 ) -> None:
@@ -153,13 +145,6 @@ def test_of_a_lora_that_was_made_for_the_output_the_weights_are_not_the_measure(
     assert "GOOD" not in measured
     assert measured.index("Images at 1 step") < measured.index("Total relative error of the weights: 32.3 %")
     assert "lbm-lora validate" not in measured
-
-
-def test_the_number_of_worst_modules_is_chosen(report: Report) -> None:
-    text = full_text(report, worst=1)
-    assert "Worst module\n" in text
-    assert text.count("up_blocks.0.out\n") == 2  # as the worst, and in the list of one
-    assert "down_blocks.0.proj\n" not in text
 
 
 def test_names_that_match_nothing_are_listed(weights: WeightReport) -> None:
@@ -182,18 +167,6 @@ def test_equal_images(
     assert "base + LoRA  equal  equal  1.0000  1.0000       0       0\n" in full_text(equal)
     assert "base + LoRA             0 %     0 %\n" in full_text(equal)
     assert "PSNR infinite: equal to tuned; SSIM 1.0000 mean\n" in short_text(equal)
-
-
-def test_several_loras_are_listed_by_size(report: Report, several: OutputComparison) -> None:
-    text = full_text(replace(report, outputs=several))
-    expected = """
-  variant        bytes  PSNR, 1 step  worst  ranks       file
-  small        20.0 kB         16.12  14.00  fixed       small.safetensors
-  other        1.00 MB         40.50  40.50  calibrated  other.safetensors
-  base + LoRA  3.00 MB         40.50  40.50  fixed       big.safetensors
-"""
-    assert expected in text
-    assert widest(text) <= 100
 
 
 def test_the_worst_images_are_shown_where_there_are_many(
@@ -228,29 +201,6 @@ def test_long_and_hostile_names_stay_in_their_columns(
     assert text.isascii()
     assert "\x1b" not in text
     assert widest(short_text(Report(weights=weights))) <= 100
-
-
-def test_many_blocks_are_cut_to_those_with_the_largest_error(
-    build: Callable[..., WeightReport], row: Callable[..., LedgerRow]
-) -> None:
-    rows = [row(f"layers.{i}.weight", Status.LORA, (4, 4), error=0.01 * i, rank=1) for i in range(40)]
-    text = full_text(Report(weights=build(*rows)), worst=0)
-    assert "30 of 40 blocks" in text
-    assert "  layers.39 " in text
-    assert "  layers.9 " not in text
-
-
-def rows_of(*cells: tuple[str, str], width: int = WIDTH) -> list[str]:
-    return table([words("name"), numbers("error")], cells, width=width)
-
-
-def test_what_is_too_long_goes_on_below_and_nothing_is_lost() -> None:
-    name = "".join(f"block_{i}." for i in range(20))
-    lines = rows_of((name, "1.25 %"))
-    assert max(map(len, lines)) <= 100
-    assert lines[1].endswith("1.25 %")
-    assert "".join(line.removesuffix("1.25 %").strip() for line in lines[1:]) == name
-    assert rows_of((name, "1.25 %"), width=1000)[1] == f"  {name}  1.25 %"
 
 
 def test_names_cannot_steer_a_terminal_and_are_no_markup() -> None:

@@ -12,7 +12,6 @@ from prepared_runs import Notes, prepared
 from torch import nn
 
 from lbm_lora.errors import ConfigError, OutputError
-from lbm_lora.training import checkpoint as module
 from lbm_lora.training.checkpoint import (
     TRAINING_STATE,
     RunFolder,
@@ -141,13 +140,6 @@ def test_values_that_parameters_cannot_take_are_damage(where: str, value: torch.
         check_values(damaged, parameters, Path("resume.pt"))
 
 
-def test_what_an_optimizer_has_kept_is_finite() -> None:
-    parameters = learning(0)
-    kept = {"b.lora_up": {"exp_avg": torch.full((3, 2), torch.nan)}}
-    with pytest.raises(ConfigError, match=r"b\.lora_up must have finite values of shape"):
-        check_values(a_state(values=copied(parameters), optimizer=kept), parameters, Path("resume.pt"))
-
-
 def write_step(_: object, step: int, path: Path) -> None:
     path.write_text(str(step))
 
@@ -165,15 +157,6 @@ def test_saves_are_numbered_and_the_newest_is_the_last(tmp_path: Path) -> None:
     folder.last.unlink()
     folder.save(1_000_001, lambda *_: pytest.fail("it is there"), {}, keep=None, again=True)
     assert folder.last.read_text() == "1000001"
-
-
-def test_a_disk_without_links_gets_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError("no links here")
-
-    monkeypatch.setattr(module.os, "link", refuse)
-    RunFolder(tmp_path).save(1, write_step, {}, keep=None)
-    assert RunFolder(tmp_path).last.read_text() == "1"
 
 
 def test_a_state_of_another_folder_continues_in_this_one(config: Config, tmp_path: Path) -> None:

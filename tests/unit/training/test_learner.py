@@ -36,10 +36,6 @@ def test_schedules(scheduler: Any, wanted: list[float]) -> None:
     assert [rate_factor(settings, step, 6) for step in range(6)] == pytest.approx(wanted)
 
 
-def test_a_longer_run_than_planned_stays_at_the_end_of_its_schedule() -> None:
-    assert rate_factor(make(learning_rate_scheduler="linear"), 9, 6) == 0
-
-
 def make_learner(config: TrainConfig) -> tuple[Learner, PreparedRun]:
     fabric = open_fabric(config)
     assert config.base_model_path is not None
@@ -66,17 +62,6 @@ def test_gradients_of_two_passes_are_those_of_one_with_both_batches(config: Conf
     first, second = one.result(), two.result()
     assert any(value.abs().max() > 0 for name, value in first.items() if name.endswith(".lora_up"))
     assert all(torch.allclose(first[name], second[name], rtol=1e-3, atol=1e-6) for name in first)
-
-
-def test_a_clipped_step_is_as_long_as_allowed(config: Config) -> None:
-    values = {"optimizer": "SGD", "learning_rate": 1.0, "gradient_clip": 0.05, "max_steps": 1}
-    learner, run = make_learner(config(**values))
-    before = learner.result()
-    learner.add_gradients(batch_of(run, 0, 1), step=0, index=0)
-    learner.take_step(0)
-    assert float(learner.gradient_norm) > 0.05
-    moved = sum(float((value - before[name]).square().sum()) for name, value in learner.result().items())
-    assert moved**0.5 == pytest.approx(0.05, rel=1e-3)
 
 
 def test_dropout_depends_on_seed_and_pass_alone(config: Config) -> None:
@@ -135,13 +120,6 @@ def test_lora_plus_gives_up_factors_a_higher_rate() -> None:
     }
 
 
-def test_arguments_reach_the_optimizer() -> None:
-    optimizer = make_optimizer(parameters(), make(optimizer_kwargs={"weight_decay": 0.5, "foreach": True}))
-    assert {(group["weight_decay"], group["foreach"], group["fused"]) for group in optimizer.param_groups} == {
-        (0.5, True, None)
-    }
-
-
 @pytest.mark.parametrize("name", optimizers())
 def test_a_step_on_a_small_matrix_shows_that_an_optimizer_works(name: str) -> None:
     check_optimizer(make(optimizer=name), CPU)
@@ -159,11 +137,6 @@ def test_a_step_on_a_small_matrix_shows_that_an_optimizer_works(name: str) -> No
 def test_what_torch_refuses_in_a_step(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^optimizer {message}"):
         check_optimizer(make(**values), CPU)
-
-
-def test_an_optimizer_of_matrices_refuses_convs() -> None:
-    with pytest.raises(ConfigError, match=r"^optimizer Muon cannot train the chosen parameters: .*2D"):
-        make_optimizer({"conv.lora_up": nn.Parameter(torch.ones(2, 2, 1, 1))}, make(optimizer="Muon"))
 
 
 def kept_by(parameters: dict[str, nn.Parameter], **values: Any) -> dict[str, dict[str, Any]]:

@@ -21,7 +21,6 @@ from lbm_lora.training.loss import (
     Objective,
     crop,
     crop_windows,
-    decode,
     draw_timesteps,
     latent_loss,
     latent_mask,
@@ -56,16 +55,6 @@ def test_masked_latents_do_not_enter_the_loss() -> None:
     loss = latent_loss(L2, prediction, torch.zeros(2, 2, 1, 2), mask)
     # (1 + 9) / 2 valid elements; (81 + 1 + 81 + 9) / 4 elements
     assert loss.tolist() == [5.0, 43.0]
-
-
-def test_the_gradient_by_hand() -> None:
-    # d/dp mean((p - v)^2) = 2 (p - v) / n with n = 2 valid elements; l1: sign / n
-    mask = torch.ones(1, 1, 1, 3)
-    mask[..., 2] = 0
-    for objective, expected in ((L2, [1.0, -3.0, 0.0]), (L1, [0.5, -0.5, 0.0])):
-        prediction = torch.tensor([1.0, -3.0, 5.0]).reshape(1, 1, 1, 3).requires_grad_()
-        loss = latent_loss(objective, prediction, torch.zeros(1, 1, 1, 3), mask)
-        assert torch.autograd.grad(loss.sum(), prediction)[0].flatten().tolist() == expected
 
 
 @given(
@@ -158,15 +147,6 @@ LBM_LOG_NORMAL = LBMConfig(
 )
 
 
-def test_what_is_left_out_is_the_bases_own() -> None:
-    objective = objective_of(ObjectiveSettings(), DEPTH)
-    assert (objective.latent_loss_type, objective.pixel_loss_type) == ("l1", "l1")
-    assert objective.timestep_sampling == "custom_timesteps"
-    assert objective.selected_timesteps == (250, 500, 750, 1000)
-    assert objective.prob == (0.025, 0.05, 0.025, 0.9)
-    assert objective.bridge_noise_sigma == 0.1
-
-
 def test_what_the_run_says_wins() -> None:
     run = ObjectiveSettings(
         latent_loss_type="l2",
@@ -182,25 +162,11 @@ def test_what_the_run_says_wins() -> None:
     assert objective.bridge_noise_sigma == 0.0
 
 
-def test_new_timesteps_are_all_alike() -> None:
-    """The base's probabilities belong to the base's timesteps, even where there are equally many."""
-    assert objective_of(ObjectiveSettings(selected_timesteps=(1, 2, 3, 4)), DEPTH).prob == (0.25,) * 4
-
-
 def test_another_sampling_than_the_bases() -> None:
     objective = objective_of(ObjectiveSettings(timestep_sampling="uniform"), DEPTH)
     assert (objective.timestep_sampling, objective.selected_timesteps, objective.prob) == ("uniform", (), ())
     custom = ObjectiveSettings(timestep_sampling="custom_timesteps", selected_timesteps=(250, 500))
     assert objective_of(custom, LBM_UNIFORM).prob == (0.5, 0.5)
-
-
-def test_log_normal() -> None:
-    inherited = objective_of(ObjectiveSettings(), LBM_LOG_NORMAL)
-    assert (inherited.logit_mean, inherited.logit_std) == (0.5, 2.0)
-    changed = objective_of(ObjectiveSettings(logit_mean=0.0), LBM_LOG_NORMAL)
-    assert (changed.logit_mean, changed.logit_std) == (0.0, 2.0)
-    standard = objective_of(ObjectiveSettings(timestep_sampling="log_normal"), DEPTH)
-    assert (standard.logit_mean, standard.logit_std) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -261,23 +227,6 @@ def test_generators_are_the_same_in_every_version() -> None:
     assert seeds == [461445201, 2458711490]  # XXH32 of noise/0/0/0 and noise/0/0/1
 
 
-def test_custom_timesteps_come_by_their_probabilities() -> None:
-    timesteps = drawn(CUSTOM)
-    assert timesteps.dtype == torch.float32
-    assert set(timesteps.tolist()) == {250.0, 500.0, 1000.0}
-    for timestep, prob in ((250, 0.1), (500, 0.2), (1000, 0.7)):
-        # five standard deviations of the share of MANY draws
-        assert (timesteps == timestep).double().mean().item() == pytest.approx(
-            prob, abs=5 * (prob * (1 - prob) / MANY) ** 0.5
-        )
-
-
-def test_uniform_timesteps_are_the_whole_numbers_to_1000() -> None:
-    timesteps = drawn(UNIFORM)
-    assert torch.equal(timesteps, timesteps.round())
-    assert (timesteps.min().item(), timesteps.max().item()) == (1.0, 1000.0)
-
-
 def test_log_normal_timesteps_are_a_logistic_function_of_normal_values() -> None:
     timesteps = drawn(LOG_NORMAL)
     assert timesteps.min().item() >= 1
@@ -336,24 +285,6 @@ def test_the_loss_is_that_of_the_bridge(config: Config, model: LBMModel) -> None
     assert torch.allclose(step.losses_at(batch, torch.tensor([500.0]), stream="noise")[0], wanted, rtol=1e-5)
 
 
-@torch.no_grad()
-def test_masks_and_weights_reach_the_loss(config: Config, model: LBMModel) -> None:
-    timestep = torch.tensor([1000.0])
-    plain, masked = (batch_of(config(mask_key=key), 0) for key in (None, "mask.png"))
-    step = make_step(model)
-    loss = step.losses_at(plain, timestep, stream="noise")
-    assert not torch.allclose(step.losses_at(masked, timestep, stream="noise"), loss)
-    doubled = make_step(model, latent_loss_weight=2.0).losses_at(plain, timestep, stream="noise")
-    assert torch.allclose(doubled, 2 * loss)
-
-
-@torch.no_grad()
-def test_cached_latents_give_the_loss_of_the_images(config: Config, model: LBMModel) -> None:
-    step, batch = make_step(model), batch_of(config(), 0, 1)
-    cached = replace(batch, latents=step.latents(batch), source=None, target=None)
-    assert torch.equal(step.losses(cached), step.losses(batch))
-
-
 def test_a_pixel_loss_has_gradients_through_the_decoder(config: Config, model: LBMModel) -> None:
     def distance(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         assert made.shape[-2:] == wanted.shape[-2:] == (48, 48)
@@ -369,11 +300,6 @@ def test_a_pixel_loss_has_gradients_through_the_decoder(config: Config, model: L
     assert weight.grad is not None
     assert weight.grad.abs().max() > 0
     assert all(parameter.grad is None for parameter in model.vae.parameters())
-
-
-def test_decoding_with_gradients_is_the_models_own(model: LBMModel) -> None:
-    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(decode(model, latents).detach(), model.decode(latents))
 
 
 @pytest.mark.parametrize("mixed", [False, True])

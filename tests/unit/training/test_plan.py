@@ -60,13 +60,6 @@ def test_the_last_pattern_that_matches_counts(settings: Settings) -> None:
     assert scalings(chosen) == {"conv_in": 1, "conv_out": 1, "attn1": 1, "attn2": 3}
 
 
-def test_target_and_trainable_patterns_both_count(settings: Settings) -> None:
-    chosen = settings(lora_rank=4, lora_target_modules=("attn", "conv_in"), trainable_lora_modules=("attn1", "conv"))
-    plan = plan_new(LAYOUT, chosen)
-    assert [lora.name for lora in plan.loras] == ["conv_in", "attn1"]
-    assert all(lora.learns for lora in plan.loras)
-
-
 @pytest.mark.parametrize("key", ["lora_target_modules", "trainable_lora_modules"])
 def test_a_pattern_without_a_match_names_the_nearest(settings: Settings, key: str) -> None:
     with pytest.raises(PatternError, match=r"'atn1' matches none .* Nearest: .*attn1"):
@@ -87,14 +80,6 @@ def test_a_continued_lora_has_the_ranks_of_the_file(settings: Settings) -> None:
         ("attn2", 2, 3.0, True),
     ]
     assert plan.dense == ()
-
-
-def test_biases_beside_a_continued_lora(settings: Settings) -> None:
-    chosen = settings(lora_weights_path="l.safetensors", train_biases=True, trainable_lora_modules=("attn2", "conv_in"))
-    assert plan_continued(LAYOUT, chosen, adapter("attn2", "conv_in", "conv_out")).dense == (
-        "conv_in.bias",
-        "attn2.bias",
-    )
 
 
 def test_a_continued_lora_must_fit(settings: Settings) -> None:

@@ -3,35 +3,17 @@
 import csv
 import errno
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from lbm_lora.errors import MissingExtraError, OutputError
 from lbm_lora.training import run_log as module
 from lbm_lora.training.checkpoint import RunFolder
-from lbm_lora.training.run_log import Meter, RunLog, check_logger
+from lbm_lora.training.run_log import RunLog, check_logger
 from lbm_lora.training.settings import TrainConfig
 
 Config = Callable[..., TrainConfig]
-
-
-def test_means_and_times_between_two_readings(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
-    meter = Meter()
-    meter.start()
-    for loss in (1.0, 2.0):
-        clock[0] += 3
-        meter.add(torch.tensor(loss))
-    with meter.paused():
-        clock[0] += 100
-    assert meter.read() == (torch.tensor(1.5), 3.0)
-    clock[0] += 5
-    meter.add(torch.tensor(7.0))
-    assert meter.read() == (torch.tensor(7.0), 5.0)
 
 
 def write_a_little(config: TrainConfig, step: int = 0) -> RunFolder:
@@ -88,25 +70,8 @@ def test_a_log_whose_disk_fails_is_named(
         log.metrics({"loss": 1.0}, 1)
 
 
-def test_none_leaves_nothing(config: Config) -> None:
-    assert not write_a_little(config(logger="none")).path.exists()
-
-
 def test_wandb_must_be_installed(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     check_logger("csv")
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="logger wandb needs the package wandb, which is not installed: pip"):
         check_logger("wandb")
-
-
-def test_a_folder_with_a_colon_has_its_own_logs(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    chosen = config(logger="csv", save_ckpt_path="file:run")
-    log = RunLog(chosen, RunFolder(chosen.save_ckpt_path), 0)
-    log.metrics({"train/loss": 1.0}, 1)
-    log.close()
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.csv")] == [
-        "file:run/logs/version_0/metrics.csv"
-    ]

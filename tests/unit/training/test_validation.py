@@ -82,6 +82,18 @@ def scores(loss: float, psnr: float, lpips: float | None = None) -> Scores:
     return Scores(samples=1, losses={1000.0: loss}, loss=loss, images={1: made, 4: made})
 
 
+@pytest.mark.parametrize(
+    ("metric", "better", "worse"),
+    [
+        ("loss", scores(0.1, 20), scores(0.2, 30)),
+        ("psnr", scores(0.2, 30), scores(0.1, 20)),
+        ("lpips", scores(0.2, 20, 0.1), scores(0.1, 30, 0.2)),
+    ],
+)
+def test_larger_quality_is_better(metric: str, better: Scores, worse: Scores) -> None:
+    assert better.quality(metric) > worse.quality(metric)
+
+
 def test_a_stop_ends_it_after_the_pair_at_hand(data: PairDataset, step: BridgeStep) -> None:
     asked: list[bool] = []
 

@@ -47,8 +47,8 @@ def lora(lbm: Lbm, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pushed(lora: Path, to: str = "user/repo", **options: Any) -> PushResult:
-    options.setdefault("base_model", "user/lbm")
-    return push(lora, to, **options)
+    values: dict[str, Any] = {"base_model": "user/lbm", **options}
+    return push(lora, to, **values)
 
 
 def test_what_is_pushed_is_pulled_byte_for_byte(hub: HubServer, lora: Path, tmp_path: Path) -> None:

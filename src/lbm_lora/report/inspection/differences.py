@@ -91,7 +91,7 @@ def adapter_difference(first: Adapter, second: Adapter, progress: Progress = SIL
     def compared(name: ParamName) -> tuple[Match, Sums]:
         shapes = first.shape_of(name), second.shape_of(name)
         if None in shapes or shapes[0] != shapes[1]:
-            return _unlike(shapes), alone(_energy_of(first, name), _energy_of(second, name))
+            return _unlike(*shapes), alone(_energy_of(first, name), _energy_of(second, name))
         if _same_delta(first, second, name):
             both = _energy_of(first, name)
             return "same", Sums(both, both, 0.0, both)
@@ -106,34 +106,25 @@ def adapter_difference(first: Adapter, second: Adapter, progress: Progress = SIL
 
 def checkpoint_difference(first: Checkpoint, second: Checkpoint, progress: Progress = SILENT) -> Difference:
     """Compare the tensors of two checkpoints by their keys, in fp32; an LBM's denoiser by its parameters."""
-    places = [
+    ones, others = (
         {ParamName(key.removeprefix(DENOISER_PREFIX)): key for key in checkpoint.specs}
         for checkpoint in (first, second)
-    ]
-    is_lbm = any(key.startswith(DENOISER_PREFIX) for checkpoint in (first, second) for key in checkpoint.specs)
-    denoiser, others = (
-        [
-            [name for name, key in place.items() if (is_lbm and key.startswith(DENOISER_PREFIX)) is part]
-            for place in places
-        ]
-        for part in (True, False)
     )
-    names = [*_union(*denoiser), *_union(*others)]
+    in_denoiser, beside = (
+        _union(*([name for name, key in keys.items() if (name != key) is inside] for keys in (ones, others)))
+        for inside in (True, False)
+    )
 
     def compared(name: ParamName) -> tuple[Match, Sums]:
-        one, other = (
-            None if name not in place else checkpoint.read(place[name])
-            for place, checkpoint in zip(places, (first, second), strict=True)
-        )
+        one = first.read(ones[name]) if name in ones else None
+        other = second.read(others[name]) if name in others else None
         if one is None or other is None or one.shape != other.shape:
-            shapes = tuple(None if tensor is None else tuple(tensor.shape) for tensor in (one, other))
-            return _unlike((shapes[0], shapes[1])), alone(
-                *(0.0 if t is None else squared_norm(t) for t in (one, other))
+            return _unlike(one, other), alone(
+                *(0.0 if tensor is None else squared_norm(tensor) for tensor in (one, other))
             )
-        sums = of_tensors(one, other)
-        return "same" if _same_bits(one, other) else "different", sums
+        return "same" if _same_bits(one, other) else "different", of_tensors(one, other)
 
-    return _difference("tensors", names, compared, progress)
+    return _difference("tensors", [*in_denoiser, *beside], compared, progress)
 
 
 def fit_of(adapter: Adapter, component: Component, found: Fingerprint) -> Fit:
@@ -208,10 +199,8 @@ def _union(first: Iterable[ParamName], second: Iterable[ParamName]) -> list[Para
     return [ParamName(name) for name in names_in_order(dict.fromkeys([*first, *second]))]
 
 
-def _unlike(shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None]) -> Match:
-    if None not in shapes:
-        return "other shape"
-    return "only second" if shapes[0] is None else "only first"
+def _unlike(one: object, other: object) -> Match:
+    return "only second" if one is None else "only first" if other is None else "other shape"
 
 
 def _same_delta(first: Adapter, second: Adapter, name: ParamName) -> bool:

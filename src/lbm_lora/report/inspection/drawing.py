@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_low
 from typing import Literal, TypeVar, cast
 
 from markupsafe import Markup
@@ -162,11 +163,12 @@ def _adapter_lines(file: FileFacts, adapter: AdapterFacts) -> Facts:
         sum(getattr(block, name) for block in adapter.blocks) for name in ("ranks", "ranks_90", "ranks_99")
     )
     smaller = [one for one in adapter.truncations if one.ranks < ranks]
+    dense = len(adapter.deltas) - adapter.modules
     return [
         ("written by", adapter.written_by),
         ("base", _origin(adapter.base)),
         ("tuned", _origin(adapter.tuned) if adapter.tuned.fingerprint else ""),
-        ("holds", f"{plural(adapter.modules, 'lora module')}, {plural(adapter.dense, 'dense delta')}"),
+        ("holds", f"{plural(adapter.modules, 'lora module')}, {plural(dense, 'dense delta')}"),
         ("kinds", _counts(adapter.kinds)),
         ("ranks", _ranks(adapter)),
         ("alpha", _scalings(adapter)),
@@ -277,8 +279,7 @@ def _ranks(adapter: AdapterFacts) -> str:
         return f"{adapter.rank_span} everywhere" if adapter.ranks else ""
     most = sorted(adapter.ranks.items(), key=lambda item: -item[1])[:5]
     listed = ", ".join(f"{rank} in {count:,}" for rank, count in sorted(most))
-    every = sorted(Counter(adapter.ranks).elements())
-    median = every[(len(every) - 1) // 2]  # the lower one
+    median = median_low(Counter(adapter.ranks).elements())
     return f"{adapter.rank_span}, median {median}: {listed}{_others(len(adapter.ranks) - len(most))}"
 
 

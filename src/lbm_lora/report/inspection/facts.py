@@ -117,22 +117,23 @@ def block_facts(rows: Sequence[DeltaFacts] | Sequence[TensorFacts]) -> tuple[Blo
     for row in rows:
         grouped.setdefault(row.block, []).append(row)
     total = norm_of(row.norm for row in rows)
-    return tuple(_block(name, members, total) for name, members in grouped.items())
-
-
-def _block(name: str, rows: Sequence[DeltaFacts | TensorFacts], total: float) -> BlockFacts:
-    norm = norm_of(row.norm for row in rows)
-    deltas = [row for row in rows if isinstance(row, DeltaFacts)]
-    return BlockFacts(
-        block=name,
-        tensors=len(rows),
-        nbytes=sum(row.nbytes for row in rows),
-        norm=norm,
-        share=(norm / total) ** 2 if total else 0.0,
-        ranks=sum(delta.rank or 0 for delta in deltas),
-        ranks_90=sum(delta.rank_90 or 0 for delta in deltas),
-        ranks_99=sum(delta.rank_99 or 0 for delta in deltas),
-    )
+    blocks: list[BlockFacts] = []
+    for name, members in grouped.items():
+        norm = norm_of(row.norm for row in members)
+        deltas = [row for row in members if isinstance(row, DeltaFacts)]
+        blocks.append(
+            BlockFacts(
+                block=name,
+                tensors=len(members),
+                nbytes=sum(row.nbytes for row in members),
+                norm=norm,
+                share=(norm / total) ** 2 if total else 0.0,
+                ranks=sum(delta.rank or 0 for delta in deltas),
+                ranks_90=sum(delta.rank_90 or 0 for delta in deltas),
+                ranks_99=sum(delta.rank_99 or 0 for delta in deltas),
+            )
+        )
+    return tuple(blocks)
 
 
 def checkpoint_facts(
@@ -219,9 +220,7 @@ def _components(checkpoint: Checkpoint) -> tuple[ComponentFacts, ...]:
 
 def _iterations(checkpoint: Checkpoint) -> int | None:
     spec = checkpoint.specs.get(ITERATIONS)
-    if spec is None or not spec.numel:
-        return None
-    most = float(checkpoint.read(ITERATIONS).to(torch.float64).max())
+    most = float(checkpoint.read(ITERATIONS).to(torch.float64).max()) if spec and spec.numel else math.nan
     return int(most) if math.isfinite(most) else None
 
 

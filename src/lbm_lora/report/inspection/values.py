@@ -25,10 +25,8 @@ class DeltaFacts:
     """The delta of one parameter in a LoRA.
 
     Attributes:
-        layer: what its layer does: `attn1.to_q`, `conv1`, `norm`.
-        kind: `linear`, `conv 3x3`, `bias`, `norm`, `matrix`, `other`; the first two have a rank.
+        layer, kind: see `layer_of` and `kind_of_param`.
         rank, alpha: of a lora module, else None.
-        nbytes: bytes of its values in a file.
         norm: Frobenius norm of scaling * up @ down, or of the dense delta; nan if a value is not finite.
         rank_90, rank_99: least ranks that carry 90 and 99 % of its energy.
     """
@@ -132,17 +130,9 @@ class AdapterFacts:
         return sum(self.ranks.values())
 
     @property
-    def dense(self) -> int:
-        """Number of dense deltas."""
-        return len(self.deltas) - self.modules
-
-    @property
     def rank_span(self) -> str:
         """`4 to 32`, or the one rank; empty without lora modules."""
-        if not self.ranks:
-            return ""
-        least, most = min(self.ranks), max(self.ranks)
-        return f"{least}" if least == most else f"{least} to {most}"
+        return " to ".join(map(str, sorted({min(self.ranks), max(self.ranks)}))) if self.ranks else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,13 +279,6 @@ class Difference:
         """Whether every parameter has the same bits in both."""
         return set(self.counts) <= {"same"}
 
-    @property
-    def summary(self) -> str:
-        """In a few words."""
-        if self.is_same:
-            return f"the same {self.what}, bit for bit"
-        return f"{self.what} that differ by {percent(self.relative)}"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
@@ -320,11 +303,6 @@ class Fit:
         """Whether the LoRA can be applied to the checkpoint without an option that overrides a check."""
         return bool(self.matched) and not self.unmatched and not self.mismatched and self.base in ("base", "unknown")
 
-    @property
-    def summary(self) -> str:
-        """In a few words."""
-        return "the LoRA fits the checkpoint" if self.fits else "the LoRA does not fit the checkpoint"
-
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Inspection:
@@ -344,7 +322,10 @@ class Inspection:
 
     def __repr__(self) -> str:
         """`<Inspection r8.safetensors: a LoRA, native, 792 lora modules of rank 4 to 8, 2.85 MB>`."""
-        relation = self.difference or self.fit
-        also = f"; {printable(self.other.path.name)}: {self.other.summary}" if self.other else ""
-        end = f"; {relation.summary}" if relation else ""
-        return f"<Inspection {printable(self.file.path.name)}: {self.file.summary}{also}{end}>"
+        parts = [f"{printable(one.path.name)}: {one.summary}" for one in (self.file, self.other) if one]
+        if (found := self.difference) is not None:
+            differ = f"{found.what} that differ by {percent(found.relative)}"
+            parts.append(f"the same {found.what}, bit for bit" if found.is_same else differ)
+        elif self.fit is not None:
+            parts.append(f"the LoRA {'fits' if self.fit.fits else 'does not fit'} the checkpoint")
+        return f"<Inspection {'; '.join(parts)}>"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,12 +94,25 @@ def test_an_interrupted_epoch_goes_on_where_it_stopped(fake_dataset: Callable[..
     assert len(list(batches.epoch(5))) == 10
 
 
-def test_one_shape_gets_all_budgets_over_the_epochs(fake_dataset: Callable[..., PairDataset]) -> None:
-    batches = BucketBatches(fake_dataset([WIDE] * 2, image_size=(64, 128)), 2, seed=0)
-    seen: set[Size] = set()
-    for epoch in range(12):
-        seen |= {draw.size for draw in drawn(list(batches.epoch(epoch)))}
-    assert seen == {(96, 40), (192, 80)}
+@pytest.mark.parametrize(("epoch", "batch", "skipped"), [(0, 2, 2), (1, 3, 6), (2, 1, 7)])
+def test_epochs_go_on_from_a_position(
+    fake_dataset: Callable[..., PairDataset], epoch: int, batch: int, skipped: int
+) -> None:
+    batches = BucketBatches(fake_dataset([SQUARE] * 6), 2, seed=0)
+    assert list(batches.through(3, epoch=epoch, batch=batch)) == list(batches.through(3))[skipped:]
+
+
+def test_notes_say_what_is_left_out_and_what_repeats(fake_dataset: Callable[..., PairDataset]) -> None:
+    batches = BucketBatches(fake_dataset([SQUARE] * 10 + [WIDE] * 3), 2, seed=0, world=2)
+    assert batches.notes() == [
+        "each epoch skips 2 of 13 samples that do not fill a batch of one shape, different ones each time.",
+        "shape 96x40 has only 3 of the 4 samples of a batch: they repeat.",
+    ]
+    assert BucketBatches(fake_dataset([SQUARE] * 9), 4, seed=0, shuffle=False).notes() == [
+        "each epoch skips 1 of 9 samples that do not fill a batch of one shape."
+    ]
+    assert BucketBatches(fake_dataset([SQUARE] * 8), 4, seed=0).notes() == []
+    assert BucketBatches(fake_dataset([SQUARE] * 3), 2, seed=0, cover=True).notes() == []
 
 
 def test_workers_change_nothing(write_pairs: Callable[..., Path]) -> None:

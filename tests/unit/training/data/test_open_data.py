@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from lbm_lora import errors
-from lbm_lora.errors import DataError, MissingExtraError
 from lbm_lora.progress import Silent
 from lbm_lora.training.data.dataset import Draw, open_data
 from lbm_lora.training.settings import DataSettings
@@ -54,15 +52,6 @@ def test_shards_and_a_folder_of_the_same_pairs_give_the_same_samples(
             assert torch.equal(part, same_part)
 
 
-def test_shards_of_one_name_in_two_folders_keep_their_keys_apart(
-    write_shard: Callable[..., Path], png: Callable[..., bytes]
-) -> None:
-    pair = {"000": {"source.jpg": png(0), "target.jpg": png(1)}}
-    paths = tuple(str(write_shard(f"{folder}/t.tar", pair)) for folder in "ab")
-    dataset = open_data(DataSettings(train_shards=paths, image_size=(64,)), "train", seed=0)
-    assert dataset.index.keys == tuple(f"{path}/000" for path in paths)
-
-
 def test_both_splits_of_one_file(write_pairs: Callable[..., Path]) -> None:
     settings = DataSettings(
         train_folder=write_pairs("train", 3),
@@ -90,15 +79,3 @@ def test_what_is_skipped_is_noted(write_pairs: Callable[..., Path]) -> None:
     dataset = open_data(settings, "train", seed=0, progress=notes)
     assert notes.lines == [f"{folder}: 1 of 4 samples cannot be used (25.0 %): 001 (no target.jpg, only source.png)."]
     assert dataset.index.keys == ("000", "002", "003")
-
-
-def test_another_key_is_answered_with_what_is_there(shards: str) -> None:
-    settings = DataSettings(train_shards=(shards,), source_key="image.jpg")
-    with pytest.raises(DataError, match=r"6 of 6 samples .*no image\.jpg, only source\.jpg, target\.jpg"):
-        open_data(settings, "train", seed=0)
-
-
-def test_shards_need_webdataset(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(errors, "find_spec", lambda name: None if name == "webdataset" else True)
-    with pytest.raises(MissingExtraError, match=r"^reading shards needs webdataset, .*Run: pip install \"lbm-lora\["):
-        open_data(DataSettings(train_shards=(shards,)), "train", seed=0)

@@ -156,27 +156,6 @@ def test_by_folder(tmp_path: Path) -> None:
     }
 
 
-def test_the_words_are_those_of_the_keys(tmp_path: Path) -> None:
-    touch(tmp_path, "a.image.png", "a.normal_aligned.png", "a.source.png")
-    keys = Keys(source="image.jpg", target="normal_aligned.png")
-    assert found(tmp_path, keys) == {"a": {"image.png": b"a.image.png", "normal_aligned.png": b"a.normal_aligned.png"}}
-
-
-def test_a_key_without_a_word_is_the_plain_image(tmp_path: Path) -> None:
-    touch(tmp_path, "a.jpg", "a.target.jpg")
-    assert found(tmp_path, Keys(source="jpg")) == {"a": {"jpg": b"a.jpg", "target.jpg": b"a.target.jpg"}}
-
-
-def test_nothing_of_either_layout_is_an_error(tmp_path: Path) -> None:
-    touch(tmp_path, "a.png", "source/a.png")
-    with pytest.raises(DataError) as raised:
-        find_pairs(tmp_path, ALL)
-    assert str(raised.value) == (
-        f"{tmp_path} holds no pairs: neither NAME.source.png next to NAME.target.png, nor folders source/ and target/ "
-        "with images of the same names."
-    )
-
-
 def test_links_to_nothing_and_fifos_are_damaged_pairs(tmp_path: Path) -> None:
     for name in ("a.source.png", "b.source.png"):
         (tmp_path / name).write_bytes(b"1")
