@@ -251,7 +251,7 @@ class Translate(io.ComfyNode):
             return io.NodeOutput(translate(model, vae, image, options, mask=mask, background=background))
 
 
-_PAIR = {"base_model_path": "base", "tuned_model_path": "tuned"}
+_PAIR: Any = {"base_model_path": "base", "tuned_model_path": "tuned"}
 
 
 class Extract(_ReadsFiles):
