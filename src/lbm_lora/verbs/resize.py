@@ -231,6 +231,7 @@ def resize_several(
         label_of,
         lora_paths,
         opened_base,
+        several,
         statistics_of,
     )
 
@@ -239,8 +240,8 @@ def resize_several(
         RankOptions(
             rank=rank,
             conv_rank=conv_rank,
-            ranks=tuple(ranks),
-            max_size=tuple(max_size),
+            ranks=several(ranks),
+            max_size=several(max_size),
             max_error=max_error,
             max_output_error=max_output_error,
             min_psnr=min_psnr,

@@ -235,14 +235,6 @@ def test_a_shard_that_is_dropped_leaves_nothing(tmp_path: Path, png: Png, write_
 KEYS = ShardKeys(source="source.png")
 
 
-@dataclass(frozen=True)
-class OneProcess:
-    device: str = "cpu"
-    devices: int = 1
-    num_nodes: int = 1
-    strategy: str = "auto"
-
-
 class Steps(Silent):
     def __init__(self) -> None:
         self.phases: list[tuple[int, str]] = []
@@ -265,7 +257,7 @@ def shards(tmp_path: Path, png: Callable[..., bytes], write_shard: Callable[...,
 
 
 def run(jobs: list[ShardJob], translate: Translate, steps: Steps | None = None, max_corrupt: float = 0.0) -> Predicted:
-    fabric = open_fabric(OneProcess())
+    fabric = open_fabric("cpu")
 
     def load(device: torch.device) -> Translate:
         assert device == torch.device("cpu")

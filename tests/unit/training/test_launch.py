@@ -1,6 +1,5 @@
 """Fabric for a command: devices, refusals, silence. The strategies at work: tests/e2e/test_training.py."""
 
-from dataclasses import dataclass
 
 import pytest
 from torch import nn
@@ -9,27 +8,17 @@ from lbm_lora.errors import ConfigError
 from lbm_lora.training.launch import drop_gathered, open_fabric
 
 
-@dataclass(frozen=True)
-class On:
-    """What a command runs on."""
-
-    device: str = "cpu"
-    devices: int = 1
-    num_nodes: int = 1
-    strategy: str = "auto"
-
-
 @pytest.mark.parametrize("strategy", ["auto", "ddp"])
 def test_rank_and_world_are_known_before_the_launch(monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
-    fabric = open_fabric(On(devices=2, strategy=strategy))
+    fabric = open_fabric("cpu", 2, strategy=strategy)
     assert (fabric.global_rank, fabric.world_size, fabric.is_global_zero) == (1, 2, False)
 
 
-@pytest.mark.parametrize("on", [On(strategy="no_such"), On(strategy="fsdp")])
-def test_what_fabric_refuses_is_an_error_of_the_configuration(on: On) -> None:
-    with pytest.raises(ConfigError, match=rf"^strategy {on.strategy} on 1 x 1 cpu: .+"):
-        open_fabric(on)
+@pytest.mark.parametrize("strategy", ["no_such", "fsdp"])
+def test_what_fabric_refuses_is_an_error_of_the_configuration(strategy: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^strategy {strategy} on 1 x 1 cpu: .+"):
+        open_fabric("cpu", strategy=strategy)
 
 
 def test_only_sharded_modules_are_gathered() -> None:

@@ -37,7 +37,7 @@ def test_schedules(scheduler: Any, wanted: list[float]) -> None:
 
 
 def make_learner(config: TrainConfig) -> tuple[Learner, PreparedRun]:
-    fabric = open_fabric(config)
+    fabric = open_fabric(config.device)
     assert config.base_model_path is not None
     with open_checkpoint(config.base_model_path) as base:
         run = PreparedRun(config, base, fabric, SILENT)

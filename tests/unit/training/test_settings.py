@@ -1,15 +1,17 @@
 """A training file: both documented generations of it, defaults, overrides, writing it again, and what is refused."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from lbm_lora.errors import ConfigError
-from lbm_lora.training.settings import TrainConfig, read_train_config
+from lbm_lora.training.settings import STATE_NAME, TrainConfig, read_train_config
 
 SHIPPED = Path(__file__).parents[3] / "lora" / "lora_relight_config.yaml"
 
@@ -89,7 +91,7 @@ def test_the_shipped_file_names_every_key_with_its_default() -> None:
 
 def test_the_shipped_files_examples_make_a_new_lora() -> None:
     examples = {key: commented()[key] for key in EXAMPLES - {"train_folder", "validation_folder"}}
-    config = read_train_config(SHIPPED, [("lora_weights_path", "null"), *((k, str(v)) for k, v in examples.items())])
+    config = read_train_config(SHIPPED, {"lora_weights_path": None, **examples})
     assert (config.lora_rank, config.lora_conv_rank, config.rank_pattern) == (32, 16, {"ff.net": 16})
     assert config.mask_key == "mask.png"
 
@@ -115,17 +117,16 @@ def test_values_that_are_read(tmp_path: Path, values: dict[str, Any], key: str, 
 
 def test_overrides_take_the_place_of_the_files_values(tmp_path: Path) -> None:
     path = written(tmp_path, {"batch_size": 4, "rank_pattern": {"attn1": 8}})
-    overrides = [
-        ("batch-size", "2"),
-        ("batch_size", "3"),
-        ("rank_pattern.ff.net", "16"),
-        ("optimizer_kwargs.weight_decay", "1e-2"),
-        ("trainable_lora_modules", "[attn1, 're:attn2$']"),
-        ("lora_rank", "6"),
-        ("resume", "never"),
-        ("wandb-project", "relight"),
-    ]
-    config = read_train_config(path, overrides)
+    keys = {
+        "batch_size": 3,
+        "rank_pattern.ff.net": 16,
+        "optimizer_kwargs.weight_decay": 1e-2,
+        "trainable_lora_modules": ["attn1", "re:attn2$"],
+        "lora_rank": 6,
+        "resume": "never",
+        "wandb_project": "relight",
+    }
+    config = read_train_config(path, keys)
     assert config.batch_size == 3
     assert config.rank_pattern == {"attn1": 8, "ff.net": 16}
     assert config.optimizer_kwargs == {"weight_decay": 0.01}
@@ -143,6 +144,24 @@ def test_writing_and_reading_gives_the_same(tmp_path: Path) -> None:
         assert set(yaml.safe_load(config.to_yaml())) == set(TrainConfig.model_fields)
 
 
+@settings(max_examples=15)
+@example(learning_rate=1e-5, decay=0.5, ranks={}, shard="0E0")
+@given(
+    learning_rate=st.floats(min_value=1e-12, max_value=10),
+    decay=st.floats(min_value=0.1, max_value=1, exclude_max=True),
+    ranks=st.dictionaries(st.text("abc.*:é", min_size=1, max_size=8), st.integers(1, 64), max_size=3),
+    shard=st.text(min_size=1, max_size=12).filter(lambda text: text.isprintable()),
+)
+def test_any_values_are_written_and_read(
+    tmp_path: Path, learning_rate: float, decay: float, ranks: dict[str, int], shard: str
+) -> None:
+    values = {"learning_rate": learning_rate, "ema_decay": decay, "rank_pattern": ranks}
+    config = TrainConfig.model_validate({"train_shards": (shard,), "base_model_path": "b", "lora_rank": 4} | values)
+    path = tmp_path / "any.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    assert read_train_config(path) == config
+
+
 def test_files_that_a_run_reads_are_looked_for(tmp_path: Path) -> None:
     names = ("base_model_path", "config_path", "lpips_weights", "train_folder", "resume")
     config = read_train_config(written(tmp_path, {name: str(tmp_path / name) for name in names}))
@@ -157,6 +176,18 @@ def test_files_that_a_run_reads_are_looked_for(tmp_path: Path) -> None:
         (tmp_path / name).touch()
 
 
+def test_a_run_with_a_state_of_its_own_goes_on_without_the_one_that_it_began_with(tmp_path: Path) -> None:
+    values = SMALL | {"resume": str(tmp_path / "gone.pt"), "save_ckpt_path": str(tmp_path / "run")}
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(values))
+    config = read_train_config(path).model_copy(update={"train_folder": tmp_path, "base_model_path": path})
+    with pytest.raises(ConfigError, match=r"resume: .*gone\.pt does not exist\."):
+        config.check_files()
+    config.save_ckpt_path.mkdir()
+    (config.save_ckpt_path / STATE_NAME).touch()
+    config.check_files()
+
+
 def test_a_tilde_in_a_path_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     values = {"save_ckpt_path": "~/run", "resume": "~/resume.pt", "cache_dir": "~/cache"}
@@ -169,11 +200,11 @@ def test_a_tilde_in_a_path_is_the_home_folder(tmp_path: Path, monkeypatch: pytes
 def said(tmp_path: Path) -> Callable[..., str]:
     """`said({"batch_size": 0})`: the error of a small file with these values, without its place."""
 
-    def error(values: dict[str, Any] | str, overrides: tuple[tuple[str, str], ...] = ()) -> str:
+    def error(values: dict[str, Any] | str, keys: Mapping[str, Any] | None = None) -> str:
         path = tmp_path / "train.yaml"
         path.write_text(values if isinstance(values, str) else yaml.safe_dump(SMALL | values))
         with pytest.raises(ConfigError) as caught:
-            read_train_config(path, overrides)
+            read_train_config(path, keys, is_typed=True)
         return str(caught.value).replace(str(path), "train.yaml")
 
     return error
@@ -233,10 +264,16 @@ def test_values_that_are_refused(said: Said, values: dict[str, Any], message: st
     assert said(values).startswith(f"train.yaml: {message}")
 
 
+def test_a_key_unlike_any_lists_the_valid_ones(said: Said) -> None:
+    message = said({"zzzzzz": 1})
+    assert message.startswith("train.yaml: unknown key 'zzzzzz'. Valid keys: train_shards, validation_shards, ")
+    assert message.endswith(", resume.")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (("batch-siez", "3"), "command line: unknown key 'batch_siez'. Did you mean 'batch_size'?"),
+        (("batch_siez", "3"), "command line: unknown key 'batch_siez'. Did you mean 'batch_size'?"),
         (("batch_size", "many"), "command line: batch_size: Input should be a valid integer, got 'many'."),
         (
             ("trainable_lora_modules", "attn1"),
@@ -246,7 +283,8 @@ def test_values_that_are_refused(said: Said, values: dict[str, Any], message: st
     ],
 )
 def test_overrides(said: Said, override: tuple[str, str], message: str) -> None:
-    assert said({}, (override,)) == message
+    key, text = override
+    assert said({}, {key: yaml.safe_load(text)}) == message
 
 
 @pytest.mark.parametrize(
@@ -262,3 +300,14 @@ def test_overrides(said: Said, override: tuple[str, str], message: str) -> None:
 )
 def test_files_that_are_no_mapping_of_plain_values(said: Said, text: str, message: str) -> None:
     assert said(text).startswith(message)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.yaml does not exist\. The folder "):
+        read_train_config(tmp_path / "train.yaml")
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "train.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"train\.yaml is not a text in UTF-8"):
+        read_train_config(tmp_path / "train.yaml")
