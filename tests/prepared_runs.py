@@ -21,4 +21,4 @@ def prepared(config: TrainConfig, notes: Notes | None = None) -> PreparedRun:
     """Prepare a run on its base."""
     assert config.base_model_path is not None
     with open_checkpoint(config.base_model_path) as base:
-        return PreparedRun(config, base, open_fabric(config.device), notes or Notes())
+        return PreparedRun(config, base, open_fabric("cpu", 1, 1, "auto"), notes or Notes())

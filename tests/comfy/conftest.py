@@ -78,7 +78,9 @@ def infer(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
             files / "input/source.png",
             output,
             [files / f"models/loras/{name}.safetensors" for name in lora],
-            **{"torch_dtype": "float", "device": "cpu", **options},
+            torch_dtype="float",
+            device="cpu",
+            **options,
         )
         return np.array(Image.open(output).convert("RGB")).astype(np.int64)
 

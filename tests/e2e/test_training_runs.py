@@ -127,7 +127,7 @@ def test_a_lora_of_somebody_else_stays(config: Config, pairs: Path, name: str) -
     chosen = config(max_steps=2, validation_folder=pairs)
     verbs.train(chosen.model_dump())
     path = chosen.save_ckpt_path / f"{name}.safetensors"
-    path.unlink(missing_ok=True)
+    path.unlink()
     path.write_bytes(b"somebody's")
     with pytest.raises(OutputError, match=rf"{name}\.safetensors exists, and lbm-lora did not write it\."):
         verbs.train(config(max_steps=4, validation_folder=pairs).model_dump())
@@ -143,8 +143,8 @@ def test_twins_of_the_run_in_the_folder_are_replaced(config: Config) -> None:
 
     folder = go_on(1)
     go_on(2).state.unlink()
-    for path in (*folder.step_files().values(), folder.last, folder.best):
-        path.unlink(missing_ok=True)
+    for path in (folder.last, *folder.step_files().values()):
+        path.unlink()
     with pytest.raises(OutputError, match=r"last\.comfyui\.safetensors exists, and a training run has saved it"):
         go_on(4)
     go_on(4, overwrite=True)

@@ -7,7 +7,6 @@ import os
 import signal
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -257,7 +256,7 @@ def shards(tmp_path: Path, png: Callable[..., bytes], write_shard: Callable[...,
 
 
 def run(jobs: list[ShardJob], translate: Translate, steps: Steps | None = None, max_corrupt: float = 0.0) -> Predicted:
-    fabric = open_fabric("cpu")
+    fabric = open_fabric("cpu", 1, 1, "auto")
 
     def load(device: torch.device) -> Translate:
         assert device == torch.device("cpu")
