@@ -81,6 +81,7 @@ def test_a_clone_of_the_repository_hands_the_pack_over(comfy: State) -> None:
 def test_the_pack_says_what_is_missing(comfy: State, monkeypatch: pytest.MonkeyPatch, missing: str, says: str) -> None:
     for name in (*NODE_MODULES, "lbm_lora.comfy.files"):
         monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delattr("lbm_lora.comfy.files", raising=False)
     monkeypatch.setitem(sys.modules, missing, None)  # what Python takes for a module that cannot be imported
     with pytest.raises(ImportError, match=says):
         runpy.run_path(str(ROOT / "integrations/comfyui/__init__.py"))
