@@ -25,7 +25,7 @@ from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec
 from lbm_lora.files import write_text
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE
-from lbm_lora.model.names import Shapes, checkpoint_shapes, denoiser_shapes, empty_vae, shapes_of
+from lbm_lora.model.names import Shapes, checkpoint_shapes, empty_unet, empty_vae, shapes_of
 from lbm_lora.model.resolve import config_to_metadata
 from lbm_lora.naming import DENOISER_PREFIX
 from lbm_lora.runtime import ordered_map
@@ -109,7 +109,7 @@ def make_backbone(folder: Path, *, scale: float = 1, seed: int = 0) -> Path:
     text |= {"projection_class_embeddings_input_dim": 2816}
     unet = {"_class_name": "UNet2DConditionModel", **config.unet_config, **text}
     vae = {"_class_name": "AutoencoderKL", **config.vae_config}
-    parts = {"unet": (unet, denoiser_shapes(unet)), "vae": (vae, shapes_of(empty_vae(config.vae_config)))}
+    parts = {"unet": (unet, shapes_of(empty_unet(unet))), "vae": (vae, shapes_of(empty_vae(config.vae_config)))}
     require_space(folder, sum(_nbytes(shapes, torch.float32) for _, shapes in parts.values()), "a backbone")
     print("making the backbone", flush=True)
     for part, (network, shapes) in parts.items():
