@@ -5,12 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
 from hub_server import HubServer, card_errors
-from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule
 from lbm_lora.errors import ConfigError, HubError, OutputError
 from lbm_lora.files import file_digest
 from lbm_lora.hub.card import (
@@ -21,7 +19,6 @@ from lbm_lora.hub.card import (
 )
 from lbm_lora.hub.names import HubName
 from lbm_lora.hub.publish import check_replaced
-from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning
 
 FACTS = CardFacts(
@@ -74,12 +71,6 @@ def test_how_to_use_it() -> None:
     assert "lbm-lora base" not in other
 
 
-def test_what_there_is_not_is_not_on_the_card() -> None:
-    text = card_text(replace(FACTS, twin=None, images=(), measured=(), relative_error=None))
-    check_card(text)
-    assert not any(word in text for word in ("diffusers", "Gallery", "measured", "widget", "model-index"))
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -94,18 +85,6 @@ def test_what_there_is_not_is_not_on_the_card() -> None:
 def test_a_card_that_is_not_valid(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_card(text)
-
-
-def adapter(**facts: object) -> Adapter:
-    modules = {
-        ModuleName(f"m{rank}"): LoraModule(
-            ModuleName(f"m{rank}"), down=torch.zeros(rank, 8), up=torch.zeros(8, rank), alpha=float(rank)
-        )
-        for rank in (2, 4)
-    }
-    dense = {ParamName("m2.bias"): torch.zeros(8), ParamName("norm1.weight"): torch.zeros(8)}
-    header = {name: json.dumps(value) for name, value in facts.items()}
-    return Adapter(modules, dense, AdapterMetadata(base_fingerprint="abc", facts=header), "denoiser.")
 
 
 def test_a_report_gives_the_psnr_of_the_lora(tmp_path: Path) -> None:
