@@ -80,10 +80,6 @@ def at_replace(number: int, *, before: bool) -> Callable[[], Killer]:
     return prepare
 
 
-def results(folder: RunFolder) -> list[str]:
-    return sorted(path.name for path in folder.path.glob("*.safetensors"))
-
-
 def main(file: Path, folder: Path) -> None:
     unbroken = RunFolder(folder / "unbroken")
     assert run(file, unbroken.path, Killer) == 0
