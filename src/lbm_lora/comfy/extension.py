@@ -251,9 +251,6 @@ class Translate(io.ComfyNode):
             return io.NodeOutput(translate(model, vae, image, options, mask=mask, background=background))
 
 
-_PAIR: Any = {"base_model_path": "base", "tuned_model_path": "tuned"}
-
-
 class Extract(_ReadsFiles):
     """Extract a LoRA: the change from a base to a fine-tuned checkpoint."""
 
@@ -285,7 +282,7 @@ class Extract(_ReadsFiles):
         ranks: dict[str, Any] = {"rank": rank, "conv_rank": conv_rank}
         if max_size.strip():
             ranks = {"max_size": max_size.strip()}
-        with running("rank", "conv_rank", "max_size", "calibration", **_PAIR):
+        with running("rank", "conv_rank", "max_size", "calibration", base_model_path="base", tuned_model_path="tuned"):
             lora = lbm_lora.extract(
                 files.path_of("diffusion_models", base),
                 files.path_of("diffusion_models", tuned),
@@ -358,7 +355,7 @@ class Validate(_ReadsFiles):
 
     @classmethod
     def execute(cls, base: str, tuned: str, lora: str, images: Any = None) -> Any:
-        with running("images", lora_path="lora", **_PAIR):
+        with running("images", lora_path="lora", base_model_path="base", tuned_model_path="tuned"):
             report = lbm_lora.validate(
                 files.path_of("diffusion_models", base),
                 files.path_of("diffusion_models", tuned),

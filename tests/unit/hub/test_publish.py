@@ -5,13 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
 from hub_server import HubServer, card_errors
-from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule
-from lbm_lora.errors import ConfigError, OutputError
+from lbm_lora.errors import ConfigError, HubError, OutputError
 from lbm_lora.files import file_digest
 from lbm_lora.hub.card import (
     CardFacts,
@@ -21,7 +19,6 @@ from lbm_lora.hub.card import (
 )
 from lbm_lora.hub.names import HubName
 from lbm_lora.hub.publish import check_replaced
-from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning
 
 FACTS = CardFacts(
@@ -90,18 +87,6 @@ def test_a_card_that_is_not_valid(text: str, message: str) -> None:
         check_card(text)
 
 
-def adapter(**facts: object) -> Adapter:
-    modules = {
-        ModuleName(f"m{rank}"): LoraModule(
-            ModuleName(f"m{rank}"), down=torch.zeros(rank, 8), up=torch.zeros(8, rank), alpha=float(rank)
-        )
-        for rank in (2, 4)
-    }
-    dense = {ParamName("m2.bias"): torch.zeros(8), ParamName("norm1.weight"): torch.zeros(8)}
-    header = {name: json.dumps(value) for name, value in facts.items()}
-    return Adapter(modules, dense, AdapterMetadata(base_fingerprint="abc", facts=header), "denoiser.")
-
-
 def test_a_report_gives_the_psnr_of_the_lora(tmp_path: Path) -> None:
     made = tmp_path / "x.safetensors"
     made.write_bytes(b"a LoRA")
@@ -117,6 +102,12 @@ def test_a_report_gives_the_psnr_of_the_lora(tmp_path: Path) -> None:
     for lora_file in (made, None):
         with pytest.warns(LbmLoraWarning, match=r"report\.json is not of this LoRA as it is now"):
             assert report_rows(tmp_path, lora_file) == []
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", "[" * 10**5, '{"outputs": null}', '{"outputs": {"summary": [1]}}'])
+def test_a_report_of_another_kind_gives_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "report.json").write_text(text)
+    assert report_rows(tmp_path, None) == []
 
 
 REPO = HubName("user/repo")
@@ -140,6 +131,12 @@ def files(tmp_path: Path) -> dict[str, Path]:
         "a.safetensors": tmp_path / "a.safetensors",
         "images/a.png": tmp_path / "a.png",
     }
+
+
+def test_a_new_repository_and_other_files_need_no_question(hub: HubServer, files: dict[str, Path]) -> None:
+    check_replaced(REPO, files)
+    hub.put("user/repo", {"b.safetensors": b"theirs", "docs/README.md": b"theirs", "images/b.png": b"theirs"})
+    check_replaced(REPO, files)
 
 
 OURS = {
@@ -183,3 +180,9 @@ def test_only_the_branch_that_is_published_to_is_asked(hub: HubServer, files: di
     hub.put("user/repo", {"a.safetensors": b"theirs"}, "v1")
     with pytest.raises(OutputError, match=r"^a\.safetensors exists in user/repo@v1, and it is not a LoRA that"):
         check_replaced(branch, files)
+
+
+def test_a_hub_that_refuses_is_said(hub: HubServer, files: dict[str, Path]) -> None:
+    hub.put("user/repo", {"README.md": b"theirs"}, gated=True)
+    with pytest.raises(HubError, match=r"^user/repo cannot be published on the Hugging Face hub: its owner must grant"):
+        check_replaced(REPO, files)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
+from lbm_lora.configs.inspect import InspectConfig
 from lbm_lora.configs.values import FormatName
 from lbm_lora.errors import AdapterError, Option
 from lbm_lora.report.inspection.differences import adapter_difference, checkpoint_difference, fit_of
@@ -27,7 +28,7 @@ from lbm_lora.report.inspection.drawing import (
 )
 from lbm_lora.report.inspection.facts import adapter_facts, checkpoint_facts, file_facts, read_as_lora, readers_of
 from lbm_lora.report.inspection.values import CheckpointFacts, FileFacts, Fit
-from lbm_lora.verbs.inspect import inspect
+from lbm_lora.workflows.inspect import run
 
 Save = Callable[[str, Mapping[str, Tensor]], Path]
 
@@ -65,12 +66,6 @@ def test_a_lora_that_cannot_be_read_says_why(save: Save) -> None:
     assert isinstance(found.refusal, AdapterError)
 
 
-def test_the_header_without_the_digests_of_thousands_of_tensors(tmp_path: Path) -> None:
-    metadata = {"z": "1", "a": "2", "lbm_lora_base_tensors": "0" * 13_000}
-    save_file({"denoiser.a.weight": torch.ones(2)}, tmp_path / "x.safetensors", metadata=metadata)
-    assert facts_of(tmp_path / "x.safetensors").header == {"a": "2", "z": "1"}
-
-
 Rand = Callable[..., Tensor]
 
 
@@ -88,32 +83,6 @@ def state(rand: Rand) -> dict[str, Tensor]:
         "vae.x": rand(5),
         "num_iterations": torch.tensor(0.0),
     }
-
-
-def test_its_components_and_blocks(state: dict[str, Tensor]) -> None:
-    found = checkpoint_of(state)
-    assert [(one.name, one.tensors, one.nbytes) for one in found.components] == [
-        ("denoiser", 2, 24 + 576),
-        ("vae", 1, 20),
-        ("num_iterations", 1, 4),
-    ]
-    assert found.components[0].dtypes == {"bf16": 1, "fp32": 1}
-    assert [block.block for block in found.blocks] == ["conv_in", "up_blocks.0"]  # as the image flows
-    norms = [float(state[f"denoiser.{name}"].float().norm()) for name in ("conv_in.weight", "up_blocks.0.a.weight")]
-    assert [block.norm for block in found.blocks] == pytest.approx(norms, rel=1e-6)
-    assert sum(block.share for block in found.blocks) == pytest.approx(1)
-    assert found.fingerprint == fingerprint(open_checkpoint(state).component()).digest
-
-
-def test_what_it_looks_like(state: dict[str, Tensor]) -> None:
-    trained = state | {"num_iterations": torch.tensor(1200.0)}
-    assert checkpoint_of(state).role == ""
-    assert checkpoint_of(state, is_exact_base=True).role == "exact base"
-    assert (checkpoint_of(trained).role, checkpoint_of(trained).role_reason) == (
-        "tuned",
-        "counts 1,200 training iterations",
-    )
-    assert checkpoint_of(trained, known=True).known_as == "the one"
 
 
 def test_tensors_that_are_not_finite_are_named(state: dict[str, Tensor]) -> None:
@@ -365,26 +334,23 @@ HOSTILE = {f"key{i}\x1b[2J": "\x1b]0;title\x07\u202e" + "v" * 5000 for i in rang
 def test_a_hostile_file_fits_a_screen_and_is_escaped(tmp_path: Path, rand: Rand) -> None:
     names = [f"x\x1b[31m{i}{'y' * 300}.l" for i in range(60)]
     path = write_lora(tmp_path / ("n" * 100 + "\x1b[1m.safetensors"), rand, names, HOSTILE)
-    text = screen(inspect(path))
+    text = screen(run(InspectConfig(files=(path,))))
     assert fits_a_screen(text)
     assert all(char.isprintable() or char == "\n" for char in text)
     assert "\\x1b[1m" in text
     assert "blocks more (--json lists all)" in text
 
 
-@pytest.mark.parametrize("other", ["lora", "checkpoint"])
-def test_statistics_cannot_be_compared(other: str, tmp_path: Path, rand: Rand) -> None:
+def test_statistics_cannot_be_compared(tmp_path: Path, rand: Rand) -> None:
     statistics = tmp_path / "s.safetensors"
     save_file({"x": torch.ones(2)}, statistics, metadata={"lbm_lora_statistics": "1"})
     second = write_lora(tmp_path / "l.safetensors", rand, ["a"])
-    if other == "checkpoint":
-        save_file({"denoiser.a.weight": torch.ones(2)}, second)
-    text = screen(inspect(statistics, second))
+    text = screen(run(InspectConfig(files=(statistics, second))))
     assert "files of these two kinds cannot be compared" in text
 
 
 def test_a_page_of_one_lora(tmp_path: Path, rand: Rand) -> None:
-    found = inspect(write_lora(tmp_path / "l.safetensors", rand, ["mid_block.a.conv1"]))
+    found = run(InspectConfig(files=(write_lora(tmp_path / "l.safetensors", rand, ["mid_block.a.conv1"]),)))
     page = render_page(found)
     assert page == render_page(found)
     assert "<h1>l.safetensors</h1>" in page
@@ -404,7 +370,7 @@ def test_names_from_a_file_are_text(tmp_path: Path, rand: Rand) -> None:
         path,
         metadata={"<script>": "</style>\x07"},
     )
-    page = render_page(inspect(path))
+    page = render_page(run(InspectConfig(files=(path,))))
     assert "<img" not in page
     assert "<script>" not in page
     assert page.count("</style>") == 1

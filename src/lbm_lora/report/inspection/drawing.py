@@ -163,12 +163,11 @@ def _adapter_lines(file: FileFacts, adapter: AdapterFacts) -> Facts:
         sum(getattr(block, name) for block in adapter.blocks) for name in ("ranks", "ranks_90", "ranks_99")
     )
     smaller = [one for one in adapter.truncations if one.ranks < ranks]
-    dense = len(adapter.deltas) - adapter.modules
     return [
         ("written by", adapter.written_by),
         ("base", _origin(adapter.base)),
         ("tuned", _origin(adapter.tuned) if adapter.tuned.fingerprint else ""),
-        ("holds", f"{plural(adapter.modules, 'lora module')}, {plural(dense, 'dense delta')}"),
+        ("holds", f"{plural(adapter.modules, 'lora module')}, {plural(adapter.dense, 'dense delta')}"),
         ("kinds", _counts(adapter.kinds)),
         ("ranks", _ranks(adapter)),
         ("alpha", _scalings(adapter)),

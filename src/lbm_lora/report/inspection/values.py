@@ -130,6 +130,11 @@ class AdapterFacts:
         return sum(self.ranks.values())
 
     @property
+    def dense(self) -> int:
+        """Number of dense deltas."""
+        return len(self.deltas) - self.modules
+
+    @property
     def rank_span(self) -> str:
         """`4 to 32`, or the one rank; empty without lora modules."""
         return " to ".join(map(str, sorted({min(self.ranks), max(self.ranks)}))) if self.ranks else ""
@@ -279,6 +284,12 @@ class Difference:
         """Whether every parameter has the same bits in both."""
         return set(self.counts) <= {"same"}
 
+    @property
+    def summary(self) -> str:
+        """In a few words, as in JSON."""
+        differ = f"{self.what} that differ by {percent(self.relative)}"
+        return f"the same {self.what}, bit for bit" if self.is_same else differ
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
@@ -303,6 +314,11 @@ class Fit:
         """Whether the LoRA can be applied to the checkpoint without an option that overrides a check."""
         return bool(self.matched) and not self.unmatched and not self.mismatched and self.base in ("base", "unknown")
 
+    @property
+    def summary(self) -> str:
+        """In a few words, as in JSON."""
+        return f"the LoRA {'fits' if self.fits else 'does not fit'} the checkpoint"
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Inspection:
@@ -323,9 +339,6 @@ class Inspection:
     def __repr__(self) -> str:
         """`<Inspection r8.safetensors: a LoRA, native, 792 lora modules of rank 4 to 8, 2.85 MB>`."""
         parts = [f"{printable(one.path.name)}: {one.summary}" for one in (self.file, self.other) if one]
-        if (found := self.difference) is not None:
-            differ = f"{found.what} that differ by {percent(found.relative)}"
-            parts.append(f"the same {found.what}, bit for bit" if found.is_same else differ)
-        elif self.fit is not None:
-            parts.append(f"the LoRA {'fits' if self.fit.fits else 'does not fit'} the checkpoint")
+        if relation := self.difference or self.fit:
+            parts.append(relation.summary)
         return f"<Inspection {'; '.join(parts)}>"
