@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
-from lbm_lora.configs.inspect import InspectConfig
 from lbm_lora.configs.values import FormatName
 from lbm_lora.errors import AdapterError, Option
 from lbm_lora.report.inspection.differences import adapter_difference, checkpoint_difference, fit_of
@@ -28,7 +27,7 @@ from lbm_lora.report.inspection.drawing import (
 )
 from lbm_lora.report.inspection.facts import adapter_facts, checkpoint_facts, file_facts, read_as_lora, readers_of
 from lbm_lora.report.inspection.values import CheckpointFacts, FileFacts, Fit
-from lbm_lora.workflows.inspect import run
+from lbm_lora.verbs.inspect import inspect
 
 Save = Callable[[str, Mapping[str, Tensor]], Path]
 
@@ -334,7 +333,7 @@ HOSTILE = {f"key{i}\x1b[2J": "\x1b]0;title\x07\u202e" + "v" * 5000 for i in rang
 def test_a_hostile_file_fits_a_screen_and_is_escaped(tmp_path: Path, rand: Rand) -> None:
     names = [f"x\x1b[31m{i}{'y' * 300}.l" for i in range(60)]
     path = write_lora(tmp_path / ("n" * 100 + "\x1b[1m.safetensors"), rand, names, HOSTILE)
-    text = screen(run(InspectConfig(files=(path,))))
+    text = screen(inspect(path))
     assert fits_a_screen(text)
     assert all(char.isprintable() or char == "\n" for char in text)
     assert "\\x1b[1m" in text
@@ -345,12 +344,12 @@ def test_statistics_cannot_be_compared(tmp_path: Path, rand: Rand) -> None:
     statistics = tmp_path / "s.safetensors"
     save_file({"x": torch.ones(2)}, statistics, metadata={"lbm_lora_statistics": "1"})
     second = write_lora(tmp_path / "l.safetensors", rand, ["a"])
-    text = screen(run(InspectConfig(files=(statistics, second))))
+    text = screen(inspect(statistics, second))
     assert "files of these two kinds cannot be compared" in text
 
 
 def test_a_page_of_one_lora(tmp_path: Path, rand: Rand) -> None:
-    found = run(InspectConfig(files=(write_lora(tmp_path / "l.safetensors", rand, ["mid_block.a.conv1"]),)))
+    found = inspect(write_lora(tmp_path / "l.safetensors", rand, ["mid_block.a.conv1"]))
     page = render_page(found)
     assert page == render_page(found)
     assert "<h1>l.safetensors</h1>" in page
@@ -370,7 +369,7 @@ def test_names_from_a_file_are_text(tmp_path: Path, rand: Rand) -> None:
         path,
         metadata={"<script>": "</style>\x07"},
     )
-    page = render_page(run(InspectConfig(files=(path,))))
+    page = render_page(inspect(path))
     assert "<img" not in page
     assert "<script>" not in page
     assert page.count("</style>") == 1
