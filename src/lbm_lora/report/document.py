@@ -9,7 +9,7 @@ reader passes over fields that it does not know.
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
