@@ -78,7 +78,10 @@ class Outputs:
         return self
 
     def then(self, later: "Outputs") -> "Outputs":
-        """Note the files of a later step of the same command; what this one makes is no input of it."""
+        """Note the files of a later step of the same command.
+
+        Files that this step writes do not count as its inputs.
+        """
         made = {identity_of(path) for path, _ in self._outputs}
         self._inputs = {**{key: path for key, path in later._inputs.items() if key not in made}, **self._inputs}
         self._outputs += later._outputs
@@ -190,7 +193,8 @@ def atomic_path(path: Path) -> Generator[Path]:
 def together() -> Generator[None]:
     """Files that are written inside get their names at its end, one after the other; after an error, none does.
 
-    Until then `current` returns where each of them is. Inside another one, they get their names at the end of that.
+    Until then `current` returns where each of them is. In a nested block, files are renamed when the outermost block
+    ends.
     """
     if _waiting.get() is not None:
         yield

@@ -283,7 +283,7 @@ def _disk(subject: str, path: Path, level: Literal["note", "problem"], remedy: s
 
 
 def _is_writable(folder: Path) -> bool:
-    """Return whether a file can be made in a folder: permissions alone do not say, so one without a name is tried."""
+    """Return whether a folder is writable, by creating an unnamed file: permissions can mislead."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True

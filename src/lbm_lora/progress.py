@@ -1,6 +1,6 @@
-"""How the work says how far it is and what the user should know, without knowing who listens.
+"""Progress and notes, sent to whichever front end listens.
 
-A workflow gets one object with the three methods of `Progress` and calls them; the command line draws bars on
+A verb gets one object with the three methods of `Progress` and calls them; the command line draws bars on
 stderr, a node of ComfyUI fills its bar, and a test records the calls. A library caller passes nothing.
 
 What is wrong and stops nothing is a Python warning of one category, `LbmLoraWarning`, given by `warn` at any depth: a
@@ -61,11 +61,11 @@ class Silent:
 
 
 SILENT: Progress = Silent()
-"""The default of every workflow."""
+"""The default of every verb."""
 
 
 class Pace:
-    """How far a phase is, how long it has run, and how long it has to go. Time runs from the making of it.
+    """How far a phase is, how long it has run, and how long it has to go. The clock starts at construction.
 
     The time left comes from the mean over the whole phase, so that it jumps no further than one part can move that
     mean. It ticks down while a part is at work; once that part takes longer than the mean, it counts as if it ended

@@ -157,7 +157,7 @@ def _torch_threads() -> int:
 
 
 def _set(threads: int) -> None:
-    """Also for processes that are started later: Fabric gives its own to those that find no number."""
+    """Set the thread count for this and later processes; else Fabric sets its own."""
     import torch
 
     torch.set_num_threads(threads)

@@ -8,7 +8,7 @@ from PIL import Image
 from lbm_lora import bundled
 from lbm_lora.cli.main import main
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 def test_compress_again_with_another_size(tmp_path: Path) -> None:

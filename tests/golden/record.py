@@ -90,8 +90,9 @@ def _killed(words: Sequence[str], file: Path) -> int:
 
 
 def _files() -> dict[str, str]:
-    """Digest of every file in the current folder that is no input."""
+    """Digest of every finished file in the current folder that is no input."""
     found = (path for path in sorted(Path().rglob("*")) if path.is_file() and path.parts[0] != "in")
+    found = (path for path in found if path.suffix != ".part")
     return {str(path): _digest(path) for path in found}
 
 

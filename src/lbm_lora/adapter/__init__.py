@@ -1,4 +1,4 @@
-"""The LoRA as a frozen value, and its file format (layer L2a)."""
+"""The LoRA as a frozen value, and its file format."""
 
 from lbm_lora.adapter.adapter_file import load_adapter, save_adapter
 from lbm_lora.adapter.formats import Saved, Wishes

@@ -36,7 +36,7 @@ _LARGEST = torch.finfo(torch.float32).max  # of an alpha, as files store it
 def load_adapter(
     source: Path | str | Mapping[str, Tensor], alpha_is: AlphaIs = "auto", *, base: Component | None = None
 ) -> Adapter:
-    """Read an adapter file of any format, or a state dict of its tensors. A file's stay there until they are used.
+    """Read an adapter file of any format, or a state dict of its tensors. Tensors of a file are read on first use.
 
     In a folder it is the native LoRA, else the file that PEFT or diffusers looks for there, else its only one.
 
@@ -96,7 +96,7 @@ def _is_native(file: Path) -> bool:
 
 
 def lora_digest(path: Path) -> str:
-    """Return the digest of what a LoRA is read from: its file and PEFT's configuration next to it, or a folder's files.
+    """Return the digest of a LoRA's files: the file and PEFT's configuration, or all files of a folder.
 
     The name of a single file does not count.
     """

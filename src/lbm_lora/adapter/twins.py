@@ -96,7 +96,7 @@ def write_twins(lora: Path, also: Sequence[ForeignFormat], progress: Progress = 
 
 
 def _with_step(adapter: Adapter, file: Path) -> Adapter:
-    """Return an adapter whose files count as saved by a training run if the one that it was read from does."""
+    """Copy the training step from the file that the adapter was read from."""
     with open_checkpoint(file) as checkpoint:
         step = checkpoint.metadata.get(STEP_KEY)
     facts = {**adapter.metadata.facts, **({STEP_KEY: step} if step else {})}

@@ -74,7 +74,7 @@ def check_base(
 
 
 def _difference(adapter: Adapter, base: Component, found: Fingerprint) -> str:
-    """In what a component is not the base of an adapter."""
+    """Return how a component differs from an adapter's base."""
     if found.digest == adapter.metadata.tuned_fingerprint:
         return (
             f"{base.path} is not the base of {adapter.label}, but the tuned checkpoint that it was extracted from. "
@@ -88,7 +88,7 @@ def _difference(adapter: Adapter, base: Component, found: Fingerprint) -> str:
 
 
 def _other_precision(adapter: Adapter, base: Component, found: Fingerprint) -> str:
-    """Say it if a cast alone makes the difference, as the smallest matrix shows: vectors may be equal by chance."""
+    """Return a sentence if only the precision differs, judged by the smallest matrix."""
     for name in sorted(base.specs, key=lambda one: base.specs[one].numel):
         if len(base.specs[name].shape) > 1:
             tensor = base.read(name)

@@ -1,4 +1,4 @@
-"""A LoRA made for SDXL, on an LBM: what makes sense of it.
+"""Fit a LoRA made for SDXL to an LBM.
 
 An LBM's denoiser is SDXL's UNet with two changes. The keys and values of attn2 (cross-attention) are computed from the
 image: their weights have as many columns as the block is wide, not the 2048 of SDXL's text. And there is no added text

@@ -1,4 +1,4 @@
-"""Statistics of a checkpoint on images: measured, or taken again where they were measured before."""
+"""Measure a checkpoint's statistics on images, or reuse those of an earlier run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -80,7 +80,7 @@ def _norm(statistics: Statistics, path: Path) -> OutputNorm:
 
 
 def keeping_unmeasured(plan: Plan, statistics: Statistics) -> Plan:
-    """Return the plan with the weights dense that changed and are not used as matrices; a warning names them."""
+    """Store changed weights dense if calibration could not measure them; warn with their names."""
     base, tuned, shapes = plan.pairing.base, plan.pairing.tuned, plan.shapes()
     changed = {
         module: f"{reason}, not measured"

@@ -1,4 +1,4 @@
-"""Read and write checkpoint files as tensors by name, without knowledge of LoRA or LBM (layer L1)."""
+"""Read and write checkpoint files as tensors by name, without knowledge of LoRA or LBM."""
 
 from lbm_lora.checkpoint.fingerprint import Fingerprint, FingerprintBuilder, differing, fingerprint
 from lbm_lora.checkpoint.kinds import NATIVE, STATISTICS_KEY, FileKind, kind_of

@@ -48,7 +48,7 @@ _STATISTICS = FileKind("a file of calibration statistics", "statistics")
 
 
 def kind_of(keys: Collection[str], metadata: Mapping[str, str]) -> FileKind | None:
-    """The kind of a file with these keys; None for one that is none of those."""
+    """The kind of a file with these keys; None if it is unknown."""
     if STATISTICS_KEY in metadata:
         return _STATISTICS
     if _ADAPTER_KEY in metadata:

@@ -113,9 +113,9 @@ class Checkpoint:
             kind = kind_of(self.specs, self.metadata)
             if kind is not None and kind.role != "network":
                 raise CheckpointError(
-                    f"{self.path} is {kind.name}, not a checkpoint. Give the model's checkpoint here; it goes with ",
+                    f"{self.path} is {kind.name}, not a checkpoint. Give this file as ",
                     Option("calibration" if kind.role == "statistics" else "lora_path"),
-                    ".",
+                    ", and the model's checkpoint here.",
                 )
             prefix = DENOISER_PREFIX if any(key.startswith(DENOISER_PREFIX) for key in self.specs) else ""
         names = [ParamName(key.removeprefix(prefix)) for key in self.specs if key.startswith(prefix)]
@@ -194,7 +194,7 @@ def open_checkpoint(checkpoint: CheckpointLike, *, label: str = "state dict") ->
     except ValueError as error:
         if isinstance(error, LbmLoraError):
             raise
-        raise CheckpointError(f"{path} names a file that no system has: {error}.") from None
+        raise CheckpointError(f"{path} is not a valid path: {error}.") from None
 
 
 def _open_shards(index: Path) -> dict[Path, _File]:
@@ -272,6 +272,7 @@ def normalized_keys(keys: Iterable[str], where: object) -> dict[str, str]:
         result[short] = key
     if clashes:
         raise CheckpointError(
-            f"{where}: these keys are the same without their wrappers: {listing(clashes)}. Remove one of each pair."
+            f"{where}: these keys collide once wrapper names such as _orig_mod are removed: {listing(clashes)}. "
+            "Remove one of each pair."
         )
     return result

@@ -51,7 +51,7 @@ _STORAGE_DTYPES = {
 
 @dataclass(frozen=True)
 class _LazyTensor:
-    """A tensor, as described in the pickle. Its dtype is None where it is none that a network has."""
+    """A tensor, as described in the pickle. Its dtype is None for dtypes that no network uses."""
 
     key: str
     dtype: torch.dtype | None

@@ -1,1 +1,1 @@
-"""The command line (layer L8): parse, hand over to a workflow, present."""
+"""The command line: parse, hand over to a verb, present."""

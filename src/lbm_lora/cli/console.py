@@ -55,7 +55,7 @@ class Console:
 
     Attributes:
         exit_code: exit code of the command so far.
-        progress: the listener for a workflow.
+        progress: the listener for a verb.
     """
 
     def __init__(self) -> None:

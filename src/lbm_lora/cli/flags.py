@@ -120,7 +120,7 @@ def _flag_of(one: Parameter, known: Mapping[str, Parameter]) -> Flag:
 
 
 def taken_apart(hint: Any) -> tuple[Any, list[Any], bool]:
-    """A type without its marks, without None and outside of its tuple; the marks; whether there was a tuple.
+    """Return the bare type, its marks, and whether it was a tuple.
 
     A number or text stays a union.
     """

@@ -58,7 +58,7 @@ def write_result(text: str) -> None:
 
 @contextmanager
 def named_stdout() -> Generator[None]:
-    """Name stdout where it cannot be written to.
+    """Turn a failed write into an error that names stdout.
 
     Raises:
         BrokenPipeError: the reader, such as `head`, has seen enough.

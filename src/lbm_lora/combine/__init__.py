@@ -1,7 +1,6 @@
-"""Adapters to one adapter (layer L3)."""
+"""Adapters to one adapter."""
 
 from lbm_lora.combine.merge import (
-    MergedAdapter,
     MergedBase,
     MergeOptions,
     Ranks,
@@ -12,7 +11,6 @@ from lbm_lora.combine.merge import (
     merge_rule,
     merged_base,
 )
-from lbm_lora.combine.methods import combine_by
 from lbm_lora.combine.products import Products, Summand
 from lbm_lora.combine.resize import Resized, resize_adapter
 from lbm_lora.combine.shrink import Shrinking

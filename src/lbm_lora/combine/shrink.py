@@ -117,7 +117,7 @@ class Shrinking:
     def store(
         self, path: Path | None, ranks: Mapping[ParamName, int | None], header: AdapterMetadata, stack: ExitStack
     ) -> AdapterWriter | AdapterBuilder:
-        """Return what takes the deltas at their ranks: a file, which the stack closes, or memory where no path is."""
+        """Return a writer for the deltas: to a file, or to memory if `path` is None."""
         if path is None:
             return AdapterBuilder(self.prefix, self.dtype, header)
         shapes = self.products.shapes

@@ -1,4 +1,4 @@
-"""Tensor maths for low-rank deltas, without names or files (layer L1)."""
+"""Tensor maths for low-rank deltas, without names or files."""
 
 from lbm_lora.factorize.budget import (
     Allocation,
@@ -20,7 +20,6 @@ from lbm_lora.factorize.factors import (
     exact_factors,
     factorize,
     factorize_ranks,
-    factors_of,
     grid_noise,
     product_svd,
     quantize,

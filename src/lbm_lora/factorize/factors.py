@@ -100,7 +100,7 @@ def rounded_down(down: Float[Tensor, "rank columns"], dtype: torch.dtype) -> Flo
 
 
 def stored_factors(up: Float[Tensor, "out rank"], down: Float[Tensor, "rank columns"], dtype: torch.dtype) -> Factors:
-    """Return both factors with their stored values; fp32 for int8, see `eight_bit`."""
+    """Return both factors with their stored values; fp32 for int8."""
     if dtype == torch.int8:
         return quantize(up, down).factors()
     return Factors(rounded(up, dtype), rounded(down, dtype))

@@ -88,7 +88,7 @@ def leading_subspace(
 def wide_subspace(
     matrix: Float[Tensor, "out columns"], rank: int, *, seed: int, squared_norm: float
 ) -> Subspace | None:
-    """Return the subspace of so many leading singular vectors that `leading_subspace` would not pay.
+    """Return the leading subspace for a rank too high for `leading_subspace`.
 
     Subspace iteration with spare columns: a block of its own for each round would be as large as the matrix. The last
     rounds check it like those of Krylov. All run in bf16 where the processor multiplies it, and if the error is too

@@ -1,4 +1,4 @@
-"""Compare a model with the tuned model, at points of the bridge and in images (layer L5a).
+"""Compare a model with the tuned model, at points of the bridge and in images.
 
 Every measurement of how close a LoRA gets is built from these:
 

@@ -128,7 +128,7 @@ def network_errors(
                 errors.append(tuple(relative_error(*pair) for pair in pairs))
             except ValueError:
                 count = plural(len(wanted), "sample")
-                raise InputError(f"run yielded {count} first, and then another number.") from None
+                raise InputError(f"run yielded {count} in one call and a different number in another.") from None
             progress.advance()
     return NetworkErrors(base=errors[0], lora=errors[1])
 

@@ -170,7 +170,10 @@ def report_rows(folder: Path, lora: Path | None) -> list[tuple[str, str]]:
         outputs = report["outputs"]
         digest = report["provenance"].get("digests", {}).get("LoRA")
         if outputs and (lora is None or digest != file_digest(lora)):
-            warn(f"{path} is not of this LoRA as it is now, so the card does not show its PSNR. Run validate again.")
+            warn(
+                f"{path} reports on another version of this LoRA, so the card does not show its PSNR. "
+                "Run validate again."
+            )
             return []
         entries = [entry for entry in (outputs or {}).get("summary", ()) if entry["variant"] == "base + LoRA"]
         return [

@@ -19,7 +19,8 @@ def expand_sources(texts: str | Sequence[str]) -> tuple[Path, ...]:
     """Return the images that one path, folder or glob names, or several of them.
 
     A folder stands for the images directly in it (hidden files left out), a glob (`**` goes into folders)
-    for the images that it matches, both sorted by path. A path that exists is taken as it is, whatever signs are in it.
+    for the images that it matches, both sorted by path. A path that exists is taken as it is, even if it
+    contains glob characters.
     """
     several = [texts] if isinstance(texts, str) else texts
     if not several:
@@ -51,7 +52,7 @@ def plan_outputs(sources: Sequence[Path], output_path: str) -> tuple[Path, ...]:
             )
         return (path,)
     if path.is_file() or (is_image and not folder):
-        raise OutputError(f"{path} is to take {len(sources)} images, so it must be a folder.")
+        raise OutputError(f"{len(sources)} images need an output folder, but {path} is a file.")
     outputs = tuple(path / _output_name(source) for source in sources)
     refuse_twins((output, source) for output, source in zip(outputs, sources, strict=True))
     return outputs

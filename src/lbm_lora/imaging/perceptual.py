@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.errors import CheckpointError, HubError, ImageError, listing, missing_extra, not_there
+from lbm_lora.errors import CheckpointError, HubError, ImageError, Option, listing, missing_extra, not_there
 from lbm_lora.files import check_regular
 
 Net = Literal["vgg", "alex", "squeeze"]
@@ -90,7 +90,7 @@ def load_lpips(net: Net = "vgg", weights: Path | None = None, device: torch.devi
     linear = _linear(net)
     state = _download(net) if weights is None else _read(weights)
     if weights is not None and (found := _recognized(state, weights)) != net:
-        raise CheckpointError(f"{weights} holds the network {found}, not {net}. Set lpips_net to {found}.")
+        raise CheckpointError(f"{weights} holds the network {found}, not {net}. Set ", Option("lpips_net", found), ".")
     features = _empty(net)
     wanted = {name: state[_PREFIX + name].float() for name in features.state_dict()}
     features.load_state_dict(wanted, strict=True, assign=True)
@@ -174,6 +174,8 @@ def _download(net: Net) -> dict[str, Tensor]:
             found = models.get_weight(_KINDS[net].weights).get_state_dict(progress=False, check_hash=True)
     except Exception as error:  # no network, or a download that was cut off
         raise HubError(
-            f"torchvision's weights of {_KINDS[net].name} cannot be fetched ({error}). Give a file: lpips_weights."
+            f"torchvision's weights of {_KINDS[net].name} cannot be fetched ({error}). Give a file: ",
+            Option("lpips_weights"),
+            ".",
         ) from None
     return cast(dict[str, Tensor], found)

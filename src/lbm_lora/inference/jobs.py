@@ -114,7 +114,7 @@ def plan_jobs(
         mask: one for all, or a folder with a mask of each image's name; several are one for each image.
         compare: whether to write a side-by-side image next to every output, as `NAME_compare`.
         copy: whether to write a copy of the source next to every output, as `NAME_input`; see `write_copy`.
-        skip_existing: keep outputs that already exist, judged by name, and skip their images, but for those that lack
+        skip_existing: keep outputs that already exist, judged by name, and skip their images unless one lacks
             the side-by-side image of `compare`.
     """
     sources = expand_sources(source_image)

@@ -213,7 +213,7 @@ def finished_record(output: Path) -> ShardRecord | None:
 
 
 def contents_of(path: Path) -> dict[str, int | str]:
-    """Return what tells a shard from a truncated one, and from one with the results of another run.
+    """Return the size and end digest that identify a finished output shard.
 
     A change in its middle that keeps the size is not noticed: to read all of it at every start would take too long.
     """

@@ -99,7 +99,7 @@ class LoraState:
 
 
 class LoadedLoras:
-    """The state, and what of it is in the network now.
+    """Loaded LoRAs, and those currently applied.
 
     Args:
         network: gives the network, which may be wrapped by torch.compile.

@@ -363,7 +363,7 @@ def _says_something(record: logging.LogRecord) -> bool:
 
 
 def check_finite(images: Tensor, dtype: torch.dtype, *, what: str) -> None:
-    """Refuse what a model has made of NaN and infinite values, with the likely reason.
+    """Refuse NaN and infinite images, with the likely reason.
 
     Args:
         dtype: that the networks ran in.

@@ -1,4 +1,4 @@
-"""Choose the ranks of an adapter (layer L2b): from the spectra of its deltas, by one rule, with or without a trial."""
+"""Choose the ranks of an adapter: from the spectra of its deltas, by one rule, with or without a trial."""
 
 from lbm_lora.ranks.allocate import Allocator, Choice, RankAllocator, WidthAllocator, needs_limit
 from lbm_lora.ranks.rules import (

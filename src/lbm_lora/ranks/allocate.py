@@ -71,8 +71,11 @@ class Allocator:
         """Return the choices with the least error for files of these sizes."""
         raise NotImplementedError
 
-    def error(self, target_sq: float) -> Choice:
-        """Return the smallest choice with a squared error of at most `target_sq`."""
+    def error(self, target_sq: float, reference_sq: float) -> Choice:
+        """Return the smallest choice with a squared error of at most `target_sq`.
+
+        An error message states errors relative to `reference_sq`.
+        """
         raise NotImplementedError
 
     def fixed(self, ranks: FixedRank) -> Choice:
@@ -131,13 +134,14 @@ class RankAllocator(Allocator):
         budgets = [size - self.fixed_bytes for size in nbytes]
         return [self._choice(found.ranks) for found in curve(self._spectra, budgets)]
 
-    def error(self, target_sq: float) -> Choice:
+    def error(self, target_sq: float, reference_sq: float) -> Choice:
         found = allocate_error(self._spectra, target_sq - self._least_sq)
         if found.error_sq + self._least_sq > target_sq:
             raise InputError(
-                f"no ranks reach an error this small: the lowest squared error is "
-                f"{found.error_sq + self._least_sq:.3g}, {target_sq:.3g} was requested. Allow a larger error, or "
-                "store more tensors or more precision (",
+                "no ranks reach an error this small: the lowest relative error is "
+                f"{math.sqrt((found.error_sq + self._least_sq) / reference_sq):.3g}, got "
+                f"{math.sqrt(target_sq / reference_sq):.3g}. Allow a larger error, or store more tensors or "
+                "more precision (",
                 Option("save_precision"),
                 ").",
             )
@@ -241,12 +245,13 @@ class WidthAllocator(Allocator):
             )
         return best
 
-    def error(self, target_sq: float) -> Choice:
+    def error(self, target_sq: float, reference_sq: float) -> Choice:
         found = allocate_widths_for(self._costs, target_sq)
         if found.error_sq > target_sq:
             raise InputError(
-                f"no bits reach an error this small: the lowest squared error is {found.error_sq:.3g}, {target_sq:.3g} "
-                "was requested. Allow a larger error, or store fp32: ",
+                "no bits reach an error this small: the lowest relative error is "
+                f"{math.sqrt(found.error_sq / reference_sq):.3g}, got {math.sqrt(target_sq / reference_sq):.3g}. "
+                "Allow a larger error, or store fp32: ",
                 Option("save_precision", "float"),
                 ".",
             )

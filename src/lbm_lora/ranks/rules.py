@@ -115,7 +115,7 @@ class ErrorLimit(_Limit):
     """Smallest file with this relative error: of the weights, or of the output if calibrated."""
 
     def choices(self, allocator: Allocator, reference_sq: float) -> list[Choice]:
-        return [allocator.error(self.value**2 * reference_sq)]
+        return [allocator.error(self.value**2 * reference_sq, reference_sq)]
 
 
 class PsnrFloor(_Limit):

@@ -231,7 +231,7 @@ class Predictor:
             (choice,) = self._allocator.within([sys.maxsize])
         else:
             try:
-                choice = self._allocator.error(10 ** (-decibel / 10) * self.reference_sq)
+                choice = self._allocator.error(10 ** (-decibel / 10) * self.reference_sq, self.reference_sq)
             except InputError:
                 return None
         foreseen = -20 * math.log10(max(self.foreseen(choice), _LEAST))

@@ -1,1 +1,1 @@
-"""Train a LoRA of fixed ranks on the tuned model's outputs (layer L5b)."""
+"""Train a LoRA of fixed ranks on the tuned model's outputs."""

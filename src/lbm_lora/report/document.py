@@ -3,13 +3,13 @@
     {"schema": "lbm-lora/report/2", "verdict": "good", "weights": {...}, "outputs": {...} | null, "notes": [...],
      "provenance": {"files": {...}, "settings": {...}, "versions": {...}}}
 
-`report_schema` describes all of it. A field that is taken away or changes its meaning gives the schema another number;
-one that is added does not, so a reader passes over fields that it does not know.
+A field that is taken away or changes its meaning gives the schema another number; one that is added does not, so a
+reader passes over fields that it does not know.
 """
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
@@ -80,8 +80,3 @@ def report_json(report: Report, *, provenance: Provenance | None = None) -> str:
     values = _DOCUMENT.dump_python(document, mode="json", by_alias=True)
     # Python's spelling of floats (1e-05) is part of the file; pydantic's own text has another one (1e-5)
     return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def report_schema() -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of report.json."""
-    return _DOCUMENT.json_schema(mode="serialization")

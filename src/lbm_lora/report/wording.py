@@ -66,7 +66,7 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, width: int) -> str:
-    """At most `width` characters: what is too much is taken out of the middle, since both ends tell names apart."""
+    """Shorten to `width` by cutting the middle: names differ at their ends."""
     if len(text) <= width:
         return text
     head = (width - 3) // 3

@@ -95,7 +95,7 @@ def ends_digest(path: Path) -> str:
 
 
 def problem_of_name(name: str) -> str:
-    """Return why a sample may not have a name, by which it may be unpacked into a folder; empty if it may."""
+    """Return why a name is unsafe to unpack; empty if it is safe."""
     if any(unicodedata.category(sign) in _UNSEEN for sign in name):
         return "its name holds control characters, or is not UTF-8"
     path = PureWindowsPath(name)  # takes both kinds of slash

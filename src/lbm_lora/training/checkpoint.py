@@ -336,7 +336,7 @@ def identity_of(config: TrainConfig, base: str, around: str, pairs: PairIndex, w
 def resumed(
     state: TrainState, config: TrainConfig, identity: Mapping[str, Any], measured: str | None, progress: Progress
 ) -> TrainState:
-    """Return the state as the run goes on from it; what has changed is noted. `measured` is the digest of now."""
+    """Return the state to resume from; note what changed. `measured` is the digest of now."""
     for key, value in identity.items():
         held = state.identity.get(key)
         if held != value:

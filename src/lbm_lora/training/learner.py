@@ -154,7 +154,7 @@ def check_optimizer(settings: OptimizerSettings, device: torch.device) -> None:
 def check_kept(
     kept: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings
 ) -> None:
-    """Check what an optimizer that goes on has kept for each parameter, by name: other arguments may need more."""
+    """Check that a saved optimizer state has all that the current arguments need."""
     needed = cache(lambda dim: _trial(settings, torch.device("cpu"), dim)[1].keys())
     for name in kept.keys() & parameters.keys():
         missing = needed(parameters[name].dim()) - kept[name].keys()

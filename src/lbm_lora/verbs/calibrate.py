@@ -148,7 +148,7 @@ def calibrate(
     )
     if isinstance(tuned, nn.Module) or callable(images):
         if not isinstance(tuned, nn.Module) or not callable(images):
-            raise ConfigError("a module goes with a callable that runs it, and a checkpoint with images.")
+            raise ConfigError("a module needs a callable that runs it; a checkpoint needs images.")
         for name, value in (("count", count), ("size", size), ("timesteps", timesteps), ("config_path", config_path)):
             if value:
                 raise ConfigError(Option(name), " is for a checkpoint and images, not for a module.")

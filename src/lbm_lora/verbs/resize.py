@@ -339,8 +339,8 @@ def _check_images(
         )
     if base is not None and images is None and calibration is None:
         raise ConfigError(
-            Option("base_model_path"), " is only for LoRAs that are run: add ", Option("images", "FOLDER"), " or ",
-            Option("calibration", "STATISTICS"), ", or leave it out.",
+            Option("base_model_path"), " has no effect unless LoRAs are run. Add ", Option("images", "FOLDER"), " or ",
+            Option("calibration", "STATISTICS"), ", or omit it.",
         )  # fmt: skip
 
 

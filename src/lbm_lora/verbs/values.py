@@ -88,7 +88,7 @@ def _weights_of(network: NetworkLike) -> CheckpointLike:
 
 @contextmanager
 def image_files(images: Images) -> Generator[str | tuple[str, ...]]:
-    """Return images in the form that workflows take: the text of an image, folder or glob, or several.
+    """Return images in the form that verbs take: the text of an image, folder or glob, or several.
 
     Images of PIL are PNG files in a temporary folder meanwhile, `image-1.png` and so on.
 
@@ -116,7 +116,7 @@ def _listed(images: ImageLike | Sequence[Path | str | ImageLike]) -> list[Path |
 
 
 def _file(image: Path | str | ImageLike, path: Path) -> str:
-    """The text of a path, or of the file that an image is written to."""
+    """Return an image's path; write a PIL image to `path` first."""
     if isinstance(image, str | Path):
         return str(image)
     from PIL import Image, ImageOps  # whoever has such an image has PIL

@@ -72,8 +72,8 @@ def verb(
 ) -> Callable[[Callable[P, tuple[V, Any]]], Callable[P, V]]:
     """Make a function a verb; see `Verb`.
 
-    A call from Python checks its values, and returns the first of the pair. It raises a missed limit, unless it returns
-    the result, which says so.
+    A call from Python checks its values, and returns the first of the pair. It raises a missed limit unless the
+    returned result reports it.
     """
 
     def decorated(function: Callable[P, tuple[V, Any]]) -> Callable[P, V]:

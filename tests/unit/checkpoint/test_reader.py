@@ -146,7 +146,7 @@ def test_a_lora_in_the_place_of_a_checkpoint_is_named(save: Save, key: str, text
     path = save("a.safetensors", {key: torch.ones(2)})
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(path).component()
-    assert str(caught.value) == f"{path} {text}Give the model's checkpoint here; it goes with lora_path."
+    assert str(caught.value) == f"{path} {text}Give this file as lora_path, and the model's checkpoint here."
 
 
 def test_an_index_that_names_the_wrong_shard_is_refused(tmp_path: Path) -> None:
@@ -202,8 +202,8 @@ def test_two_keys_that_become_one_are_refused() -> None:
     with pytest.raises(CheckpointError) as caught:
         normalized_keys(["denoiser.a", "model.denoiser.a", "module.c", "c"], "x.ckpt")
     assert str(caught.value) == (
-        "x.ckpt: these keys are the same without their wrappers: denoiser.a and model.denoiser.a, module.c and c. "
-        "Remove one of each pair."
+        "x.ckpt: these keys collide once wrapper names such as _orig_mod are removed: denoiser.a and model.denoiser.a, "
+        "module.c and c. Remove one of each pair."
     )
 
 

@@ -100,7 +100,7 @@ def test_a_report_gives_the_psnr_of_the_lora(tmp_path: Path) -> None:
     ]
     made.write_bytes(b"another LoRA of that name")
     for lora_file in (made, None):
-        with pytest.warns(LbmLoraWarning, match=r"report\.json is not of this LoRA as it is now"):
+        with pytest.warns(LbmLoraWarning, match=r"report\.json reports on another version of this LoRA"):
             assert report_rows(tmp_path, lora_file) == []
 
 

@@ -93,7 +93,7 @@ def test_a_size_is_kept_and_a_larger_one_is_no_worse(allocator: RankAllocator) -
 
 @pytest.mark.parametrize("share", [0.5, 0.05])
 def test_an_error_is_reached_with_few_bytes(allocator: RankAllocator, share: float) -> None:
-    choice = allocator.error(share**2 * allocator.energy_sq)
+    choice = allocator.error(share**2 * allocator.energy_sq, allocator.energy_sq)
     assert choice.error_sq <= share**2 * allocator.energy_sq * (1 + 1e-9)
     (smaller,) = allocator.within([choice.nbytes - 200])
     assert smaller.error_sq > share**2 * allocator.energy_sq

@@ -30,5 +30,5 @@ def test_convert_and_resize_take_a_lora_and_a_base_by_name(hub: HubServer, tmp_p
     wanted = lbm_lora.convert(lora, "native", tmp_path / "w.safetensors", base=base)
     assert found.output.read_bytes() == wanted.output.read_bytes()
     assert lbm_lora.resize("user/lora", rank=2).params == lbm_lora.load_adapter(lora).params
-    with pytest.raises(lbm_lora.ConfigError, match="base is only for LoRAs that are run"):  # once it was found
+    with pytest.raises(lbm_lora.ConfigError, match="base has no effect unless LoRAs are run"):  # once it was found
         lbm_lora.resize("user/lora", rank=2, base="user/base")

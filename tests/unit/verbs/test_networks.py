@@ -129,7 +129,7 @@ def test_changed_weights_that_are_no_matrices_stay_dense() -> None:
 
 def test_a_module_goes_with_a_callable_and_other_statistics_are_refused(tmp_path: Path) -> None:
     base, tuned = encoder(1), encoder(2)
-    with pytest.raises(ConfigError, match="a module goes with a callable that runs it, and a checkpoint with images"):
+    with pytest.raises(ConfigError, match="a module needs a callable that runs it; a checkpoint needs images"):
         lbm_lora.calibrate(tuned, tmp_path)
     with pytest.raises(ConfigError, match="timesteps is for a checkpoint and images, not for a module"):
         lbm_lora.calibrate(tuned, runner(tuned), timesteps=(1,))

@@ -128,7 +128,11 @@ def test_statistics_must_be_of_its_tuned_model(lora: Path, statistics: Path) -> 
         ({"min_psnr": 40.0}, ConfigError, "^min_psnr needs images: add images"),
         ({"max_output_error": 0.1}, ConfigError, "^max_output_error needs the denoiser's output: add calibration"),
         ({"images": "a.png"}, ConfigError, "^images needs a base to run LoRAs on: add base"),
-        ({"base": Path("b.safetensors")}, ConfigError, "^base is only for LoRAs that are run: add images or calibrat"),
+        (
+            {"base": Path("b.safetensors")},
+            ConfigError,
+            "^base has no effect unless LoRAs are run. Add images or calibr",
+        ),
         ({"max_size": "1MB", "rank": 4}, ConfigError, "^rank and max_size both choose the ranks"),
         ({"save_to": Path("small.ckpt")}, OutputError, r"a LoRA is a \.safetensors file\.$"),
         ({"exclude": "nowhere"}, PatternError, r"^pattern 'nowhere' matches none of"),

@@ -1,9 +1,9 @@
-"""Formats of other programs: read into an `Adapter`, and written from one (layer L2a)."""
+"""Formats of other programs: read into an `Adapter`, and written from one."""
 
 from collections.abc import Collection, Mapping
 
 from lbm_lora.adapter.formats import comfyui, diffusers, kohya, peft
-from lbm_lora.adapter.formats.codec import WISHES, Codec, Encoded, Saved, Source, Wishes
+from lbm_lora.adapter.formats.codec import WISHES, Codec, Saved, Source, Wishes
 from lbm_lora.adapter.metadata import EXPORT_KEY
 from lbm_lora.configs.values import FormatName
 

@@ -82,7 +82,7 @@ def _matches(key: str, name: str) -> bool:
         return _compiled(key).match(name, timeout=_SECONDS) is not None
     except TimeoutError:
         raise AdapterError(
-            f"the pattern {key[:100]} of the LoRA's config takes more than {_SECONDS} s for one name. Write it simpler."
+            f"the pattern {key[:100]} of the LoRA's config takes more than {_SECONDS} s for one name. Simplify it."
         ) from None
 
 
@@ -132,14 +132,14 @@ def _check_supported(fields: Mapping[str, object], where: Path) -> None:
     start = fields.get("init_lora_weights")
     if isinstance(start, str) and not start.lower().startswith(_PLAIN_STARTS):
         raise AdapterError(
-            f"{where}: init_lora_weights is {start}: the factors belong to a base from which their start was taken "
-            "out. PEFT's path_initial_model_for_weight_conversion saves it as a LoRA of the plain base."
+            f"{where}: init_lora_weights {start} changed the base's weights, so the factors do not fit the plain "
+            "base. PEFT's path_initial_model_for_weight_conversion saves it as a LoRA of the plain base."
         )
     others = {name: value for name, value in fields.items() if value and name not in _USED | _IGNORED}
     if others:
         asked = listing(f"{name} {json.dumps(value)}" for name, value in others.items())
-        read = "LoRA, rsLoRA, DoRA, LoHa and LoKr are."
-        raise AdapterError(f"{where}: the config asks for what is not read: {asked}. {read}")
+        read = "LoRA, rsLoRA, DoRA, LoHa and LoKr are supported."
+        raise AdapterError(f"{where}: the config uses unsupported settings: {asked}. {read}")
 
 
 def _pattern(value: object, name: str, where: Path, *, is_rank: bool = False) -> dict[str, float]:

@@ -48,7 +48,7 @@ def is_factor(key: str) -> bool:
 
 
 def is_in_memory(key: str) -> bool:
-    """Return whether a key is a factor's as it is in a model with PEFT's layers: with the adapter's name."""
+    """Return whether a factor's key contains the adapter's name, as in a live PEFT model."""
     match = _FACTOR.fullmatch(key)
     return match is not None and match[3] is not None
 

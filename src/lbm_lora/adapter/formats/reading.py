@@ -131,8 +131,8 @@ def note_left_out(keys: Collection[str], source: Source) -> list[str]:
     """Return what to say of keys of other parts; a file may not hold them alone."""
     if len(keys) == len(source.tensors):
         raise AdapterError(
-            f"{source.path} holds a LoRA of text encoders alone: {listing(keys, limit=3)}. An LBM has none, so there "
-            "is nothing in it for one."
+            f"{source.path} holds a LoRA of text encoders alone: {listing(keys, limit=3)}. An LBM has no text "
+            "encoder, so nothing in the file applies."
         )
     what = "of parts that an LBM lacks (text encoders, embeddings of text and size)"
     return [f"{plural(len(keys), 'key')} left out, {what}: {listing(keys, limit=3)}."] if keys else []

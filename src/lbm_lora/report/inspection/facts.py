@@ -339,7 +339,7 @@ def _factor_nbytes(adapter: Adapter, module: LoraModule, more: float) -> int:
 
 
 def _counted(delta: DeltaFacts) -> str:
-    """What a delta counts as: that a matrix is dense is said."""
+    """Return the kind for counting; a dense matrix has `dense` in front."""
     is_matrix = delta.kind.startswith(("linear", "conv"))
     return f"dense {delta.kind}" if is_matrix and delta.rank is None else delta.kind
 
