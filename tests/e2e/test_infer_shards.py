@@ -91,7 +91,8 @@ def run(words: Sequence[str]) -> str:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """All files but what a killed process left unfinished."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".part"}
 
 
 def signalled(infer: list[str], folder: Path, moment: str, name: str) -> str:
@@ -101,9 +102,9 @@ def signalled(infer: list[str], folder: Path, moment: str, name: str) -> str:
     when, number = moment.split()
     return f"""
 import os, signal, sys
-from lbm_lora import replacement
+from pathlib import Path
 from lbm_lora.cli.main import main
-from lbm_lora.inference.shards import translate_shard as work
+from lbm_lora.inference import shards
 
 def wrapped(function):
     count = 0
@@ -119,9 +120,9 @@ def wrapped(function):
     return counted
 
 if {when!r} == "within":
-    work.encode_image = wrapped(work.encode_image)
+    shards.encode_image = wrapped(shards.encode_image)
 else:
-    replacement._rename = wrapped(replacement._rename)
+    Path.replace = wrapped(Path.replace)
 sys.exit(main({[*infer[2:], "--output_path", str(folder)]!r}))
 """
 

@@ -116,7 +116,7 @@ def test_inputs_are_not_overwritten(tmp_path: Path, write_shard: Callable[..., P
     with pytest.raises(OutputError, match=r"packed/a\.tar is an input of this command"):
         plan(packed.parent, packed, cache_dir=tmp_path / "cache", overwrite=True)
     (tmp_path / "b.tar").write_bytes(b"")
-    with pytest.raises(OutputError, match="images need an output folder"):
+    with pytest.raises(OutputError, match=r"b\.tar receives shards, so it must be a folder"):
         plan(tmp_path / "b.tar", shard)
 
 

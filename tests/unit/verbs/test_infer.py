@@ -403,5 +403,5 @@ def test_values_are_translated_as_their_files(files: Files, photos: Path, tmp_pa
     first, second = (pixels(one.output) for one in result.outputs)
     assert np.array_equal(first, pixels(tmp_path / "file.png"))
     assert np.array_equal(second[:, 25:], pixels(photos / "a.png")[:, 25:])
-    with pytest.raises(OutputError, match="is an input of this command, and would be overwritten"):
+    with pytest.raises(OutputError, match="is an input of this command and would be overwritten"):
         run(files, image, photos / "a.png", overwrite=True)
