@@ -32,7 +32,7 @@ class Survey(RankAllocator):
     def within(self, nbytes: Sequence[int]) -> list[Choice]:
         return [size(one) for one in nbytes]
 
-    def error(self, target_sq: float) -> Choice:
+    def error(self, target_sq: float, reference_sq: float) -> Choice:
         return size(700)
 
     def propose(self, decibel: float) -> Proposal | None:
