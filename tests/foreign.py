@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lbm_lora.adapter.formats.names import is_norm
-from lbm_lora.configs.values import ForeignFormat
+from lbm_lora.choices import ForeignFormat
 from lbm_lora.naming import ParamName, leaf_of
 
 

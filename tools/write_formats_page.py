@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from foreign import LYCORIS_FILES, PEFT_FILES, READINGS, Reading, Writing  # noqa: E402
 from lbm_lora.adapter import Adapter, LoraModule, Wishes, load_adapter, save_adapter  # noqa: E402
 from lbm_lora.checkpoint import Component, open_checkpoint  # noqa: E402
-from lbm_lora.configs.values import FormatName  # noqa: E402
+from lbm_lora.choices import FormatName  # noqa: E402
 from lbm_lora.errors import AdapterError  # noqa: E402
 from lbm_lora.factorize import down_shape, up_shape  # noqa: E402
 from lbm_lora.naming import ModuleName, ParamName, weight_of  # noqa: E402

@@ -18,7 +18,7 @@ from lbm_lora.adapter.packed import decode_packed, encode_packed, is_packed
 from lbm_lora.adapter.writers import AdapterWriter, write_tensors
 from lbm_lora.blocks import is_finite
 from lbm_lora.checkpoint import NATIVE, Component, FileKind, kind_of, open_checkpoint
-from lbm_lora.configs.values import AlphaIs, FormatName
+from lbm_lora.choices import AlphaIs, FormatName
 from lbm_lora.errors import AdapterError, CheckpointError, InputError, Option, OutputError, listing
 from lbm_lora.factorize import PACKED, rank_bound
 from lbm_lora.files import Outputs, file_digest, is_ours, is_trained, together, write_text

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lbm_lora.adapter.metadata import AdapterMetadata
 from lbm_lora.checkpoint import Component, TensorSpec, bytes_of, dtype_name
-from lbm_lora.configs.values import AlphaIs, BiasesAs, FormatName, NormsAs
+from lbm_lora.choices import AlphaIs, BiasesAs, FormatName, NormsAs
 from lbm_lora.errors import AdapterError, InputError, Option, home_path, plural
 from lbm_lora.factorize import PACKED, Factors, Grid, dense_dtype, rounded, stored_factors
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of, weight_of

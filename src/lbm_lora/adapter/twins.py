@@ -14,7 +14,7 @@ from lbm_lora.adapter.formats.names import counted
 from lbm_lora.adapter.metadata import STEP_KEY
 from lbm_lora.adapter.module import Adapter
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.configs.values import ForeignFormat, FormatName
+from lbm_lora.choices import ForeignFormat, FormatName
 from lbm_lora.errors import InputError, Option, OutputError
 from lbm_lora.files import Outputs, current, written_bytes
 from lbm_lora.naming import ParamName

@@ -10,7 +10,7 @@ from lbm_lora.adapter import Adapter, LoraScale, load_adapter
 from lbm_lora.apply.fuse import ScaledAdapter
 from lbm_lora.apply.sdxl import adapted_to_lbm
 from lbm_lora.checkpoint import Component, Fingerprint, FingerprintBuilder, differing, dtype_name, fingerprint
-from lbm_lora.configs.values import AlphaIs
+from lbm_lora.choices import AlphaIs
 from lbm_lora.errors import AdapterError, ConfigError, Option, WrongBaseError, listing, plural
 from lbm_lora.naming import ATTENTION, ParamName, leaf_of
 from lbm_lora.progress import SILENT, Progress, warn

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from lbm_lora.calibration.statistics import Statistics
-from lbm_lora.configs.values import SMALLEST_SIZE
+from lbm_lora.choices import SMALLEST_SIZE
 from lbm_lora.fidelity.answers import outputs_at
 from lbm_lora.fidelity.checks import MOST_HELD, Check, CheckKind, held_out
 from lbm_lora.fidelity.points import Latent, Point, bridge_points, generator, image_latent, image_noise

@@ -9,7 +9,7 @@ import torch
 
 from lbm_lora.calibration.layers import CalledLayer
 from lbm_lora.checkpoint import dtype_name
-from lbm_lora.configs.values import CONV_DENSE_UP_TO, DENSE_UP_TO, SKETCH_RANK
+from lbm_lora.choices import CONV_DENSE_UP_TO, DENSE_UP_TO, SKETCH_RANK
 from lbm_lora.errors import plural
 from lbm_lora.factorize import RIDGE, Moment, Weights
 from lbm_lora.fidelity.checks import Check

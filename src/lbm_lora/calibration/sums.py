@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lbm_lora.calibration.layers import CalledLayer, vectors
 from lbm_lora.calibration.statistics import Name, Origin
 from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, open_checkpoint
-from lbm_lora.configs.values import VECTOR_DENSE_UP_TO, VECTOR_SKETCH_RANK
+from lbm_lora.choices import VECTOR_DENSE_UP_TO, VECTOR_SKETCH_RANK
 from lbm_lora.errors import ConfigError, Option
 from lbm_lora.factorize import MomentAccumulator
 from lbm_lora.naming import ModuleName, ParamName

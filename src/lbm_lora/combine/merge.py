@@ -33,10 +33,10 @@ from lbm_lora.adapter import (
 )
 from lbm_lora.adapter.metadata import SETTINGS_KEY
 from lbm_lora.checkpoint import dtype_name
+from lbm_lora.choices import MergeMethod
 from lbm_lora.combine.methods import DENSITY, combine_by
 from lbm_lora.combine.products import Products, Summand, product_norm
 from lbm_lora.combine.shrink import Shrinking, chooser_of
-from lbm_lora.configs.values import MergeMethod
 from lbm_lora.errors import AdapterError, ConfigError, Option, WrongBaseError, give_one, listing
 from lbm_lora.factorize import Factors, FixedRank, product_svd, rank_bound
 from lbm_lora.naming import ParamName, module_of

@@ -27,8 +27,8 @@ import xxhash
 from jaxtyping import Float
 from torch import Tensor
 
+from lbm_lora.choices import MergeMethod
 from lbm_lora.combine.products import ROUNDING, SUM, Combine, add_vectors, product_norm
-from lbm_lora.configs.values import MergeMethod
 from lbm_lora.factorize import Factors, TruncatedSVD, concatenated, exact_svd, product_svd
 from lbm_lora.naming import ParamName
 

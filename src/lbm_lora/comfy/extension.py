@@ -13,10 +13,10 @@ from comfy_api.v0_0_2 import ComfyExtension, io, ui
 
 import lbm_lora
 from lbm_lora.adapter import Adapter, load_adapter
+from lbm_lora.choices import BiasesAs, FormatName, MergeMethod, NormsAs
 from lbm_lora.comfy import files
 from lbm_lora.comfy.heat_image import error_image
 from lbm_lora.comfy.listener import NodeProgress, running
-from lbm_lora.configs.values import BiasesAs, FormatName, MergeMethod, NormsAs
 from lbm_lora.report import short_text
 
 _LORA = io.Custom("LBM_LORA")

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lbm_lora.configs.values import DENSE_UP_TO, SKETCH_RANK
+from lbm_lora.choices import DENSE_UP_TO, SKETCH_RANK
 from lbm_lora.errors import InputError
 from lbm_lora.factorize.roots import Root, cholesky, low_rank_root, triangular_root, vectors_of
 

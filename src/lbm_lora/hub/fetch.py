@@ -17,7 +17,7 @@ from lbm_lora import adapter, checkpoint
 from lbm_lora.adapter import Adapter
 from lbm_lora.adapter.adapter_file import NAMES, PEFT_CONFIG
 from lbm_lora.checkpoint import Checkpoint, CheckpointLike, Component
-from lbm_lora.configs.values import AlphaIs
+from lbm_lora.choices import AlphaIs
 from lbm_lora.errors import HubError, LbmLoraError, listing
 from lbm_lora.hub.names import HubName, hub_name
 from lbm_lora.progress import SILENT, Progress, warn

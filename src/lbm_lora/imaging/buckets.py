@@ -9,7 +9,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from lbm_lora.configs.values import SMALLEST_SIZE
+from lbm_lora.choices import SMALLEST_SIZE
 from lbm_lora.errors import ConfigError, Option
 from lbm_lora.imaging.tensors import to_tensor
 from lbm_lora.progress import warn

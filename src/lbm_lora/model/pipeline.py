@@ -18,7 +18,7 @@ from torch import Tensor
 from lbm_lora.adapter import Adapter, LoraScale
 from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
 from lbm_lora.checkpoint import Checkpoint, CheckpointLike, Fingerprint, dtype_of, fingerprint, open_checkpoint
-from lbm_lora.configs.values import AlphaIs
+from lbm_lora.choices import AlphaIs
 from lbm_lora.errors import ConfigError, ImageError, Option, plural
 from lbm_lora.files import is_same
 from lbm_lora.hub import load_adapter, local_checkpoint

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from lbm_lora.configs.values import SMALLEST_SIZE, AlphaIs
+from lbm_lora.choices import SMALLEST_SIZE, AlphaIs
 from lbm_lora.errors import ConfigError, PatternError, home_path, not_there
 from lbm_lora.files import MARK
 from lbm_lora.naming import matcher

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from lbm_lora.configs.values import CONV_DENSE_UP_TO, DENSE_UP_TO, SKETCH_RANK
+from lbm_lora.choices import CONV_DENSE_UP_TO, DENSE_UP_TO, SKETCH_RANK
 from lbm_lora.errors import ConfigError, Option, OutputError
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.verbs.options import (

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from lbm_lora.configs.values import BiasesAs, FormatName, NormsAs
+from lbm_lora.choices import BiasesAs, FormatName, NormsAs
 from lbm_lora.errors import ConfigError, Option, listing
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.verbs.options import Base, Count, File, Lora, LoraAlphaIs, Named, Overwrite

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from lbm_lora.adapter.twins import Twin
     from lbm_lora.calibration import Statistics
     from lbm_lora.checkpoint import Checkpoint
-    from lbm_lora.configs.values import ForeignFormat
+    from lbm_lora.choices import ForeignFormat
     from lbm_lora.extraction import ExtractedAdapter, Shrinkage
     from lbm_lora.fidelity import network as fidelity_network
     from lbm_lora.fidelity.weights import WeightReport

@@ -24,7 +24,7 @@ from lbm_lora.verbs.verb import EVERYDAY, as_flag, verb
 
 if TYPE_CHECKING:
     from lbm_lora.checkpoint import Checkpoint, Fingerprint
-    from lbm_lora.configs.values import AlphaIs
+    from lbm_lora.choices import AlphaIs
     from lbm_lora.report.inspection import CheckpointFacts, Inspection
 
 

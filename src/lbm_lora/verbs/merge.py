@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Interval
 
-from lbm_lora.configs.values import MergeMethod
+from lbm_lora.choices import MergeMethod
 from lbm_lora.errors import CheckpointError, ConfigError, Option, listing, plural
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.verbs.options import (

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Interval
 
-from lbm_lora.configs.values import ForeignFormat
+from lbm_lora.choices import ForeignFormat
 
 
 class Mark(Enum):

@@ -13,7 +13,7 @@ from lbm_lora.verbs.verb import EVERYDAY, verb
 
 if TYPE_CHECKING:
     from lbm_lora.adapter.twins import Twin
-    from lbm_lora.configs.values import ForeignFormat
+    from lbm_lora.choices import ForeignFormat
     from lbm_lora.training.settings import TrainConfig
     from lbm_lora.training.validation import Scores
 

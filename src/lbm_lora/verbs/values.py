@@ -11,7 +11,7 @@ from torch import nn
 from lbm_lora.adapter import Adapter
 from lbm_lora.adapter.twins import check_form
 from lbm_lora.checkpoint import Checkpoint, CheckpointLike, Component
-from lbm_lora.configs.values import AlphaIs
+from lbm_lora.choices import AlphaIs
 from lbm_lora.errors import ImageError, OutputError
 from lbm_lora.hub import load_adapter, local_lora, open_checkpoint
 

@@ -11,7 +11,7 @@ from lbm_lora.adapter import Adapter, LoraModule, load_adapter, save_adapter
 from lbm_lora.adapter.formats.names import is_norm
 from lbm_lora.adapter.metadata import STEP_KEY
 from lbm_lora.adapter.twins import plan_twins, twin_path, write_twins
-from lbm_lora.configs.values import ForeignFormat
+from lbm_lora.choices import ForeignFormat
 from lbm_lora.errors import OutputError
 from lbm_lora.files import Outputs
 from lbm_lora.naming import ModuleName, ParamName

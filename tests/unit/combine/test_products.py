@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from lbm_lora.adapter import Adapter, LoraModule
+from lbm_lora.choices import MergeMethod
 from lbm_lora.combine import Products, Summand
 from lbm_lora.combine.methods import combine_by, core_of, dare, knots, orthogonalized, ties
 from lbm_lora.combine.products import difference, product_norm
-from lbm_lora.configs.values import MergeMethod
 from lbm_lora.errors import AdapterError
 from lbm_lora.factorize import Factors
 from lbm_lora.naming import ModuleName, ParamName

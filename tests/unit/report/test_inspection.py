@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
-from lbm_lora.configs.values import FormatName
+from lbm_lora.choices import FormatName
 from lbm_lora.errors import AdapterError, Option
 from lbm_lora.report.inspection.differences import adapter_difference, checkpoint_difference, fit_of
 from lbm_lora.report.inspection.drawing import (

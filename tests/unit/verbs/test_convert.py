@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.adapter.metadata import ERRORS_KEY
-from lbm_lora.configs.values import FormatName
+from lbm_lora.choices import FormatName
 from lbm_lora.errors import AdapterError, ConfigError, OutputError, WrongBaseError
 from lbm_lora.verbs.convert import convert
 from lbm_lora.verbs.extract import extract

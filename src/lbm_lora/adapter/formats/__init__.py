@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from lbm_lora.adapter.formats import comfyui, diffusers, kohya, peft
 from lbm_lora.adapter.formats.codec import WISHES, Codec, Saved, Source, Wishes
 from lbm_lora.adapter.metadata import EXPORT_KEY
-from lbm_lora.configs.values import FormatName
+from lbm_lora.choices import FormatName
 
 CODECS: tuple[Codec, ...] = (
     kohya.LYCORIS, kohya.DIFFUSERS_NAMES, kohya.KOHYA, comfyui.CODEC, peft.CODEC, diffusers.CODEC,

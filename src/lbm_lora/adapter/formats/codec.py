@@ -12,7 +12,7 @@ from torch import Tensor
 from lbm_lora.adapter.metadata import AdapterMetadata
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.checkpoint import Component
-from lbm_lora.configs.values import BiasesAs, ForeignFormat, FormatName, NormsAs
+from lbm_lora.choices import BiasesAs, ForeignFormat, FormatName, NormsAs
 from lbm_lora.errors import AdapterError, Option, listing, plural
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName
 

@@ -36,7 +36,7 @@ from lbm_lora.adapter.formats.reading import read
 from lbm_lora.adapter.formats.rebuild import module_of_matrix
 from lbm_lora.adapter.module import Adapter
 from lbm_lora.adapter.native import ALPHA, DIFF, DIFF_BIAS, encode_module
-from lbm_lora.configs.values import FormatName
+from lbm_lora.choices import FormatName
 from lbm_lora.errors import AdapterError, listing, plural
 from lbm_lora.naming import ModuleName, ParamName, bias_of, leaf_of, module_of, weight_of
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from lbm_lora.configs.values import FormatName
+from lbm_lora.choices import FormatName
 
 Program = Literal["lbm-lora", "ComfyUI", "diffusers", "PEFT", "LyCORIS"]
 

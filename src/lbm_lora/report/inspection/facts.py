@@ -30,7 +30,7 @@ from lbm_lora.checkpoint import (
     dtype_name,
     kind_of,
 )
-from lbm_lora.configs.values import AlphaIs, ForeignFormat
+from lbm_lora.choices import AlphaIs, ForeignFormat
 from lbm_lora.errors import AdapterError, LbmLoraError, plural
 from lbm_lora.factorize import PACKED, Spectrum, allocate_error, energy_rank, product_svd
 from lbm_lora.fidelity.weights import block_of, names_in_order

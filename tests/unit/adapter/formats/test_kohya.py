@@ -14,7 +14,7 @@ from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, LoraModule, Wishe
 from lbm_lora.adapter.formats import Source, codec_named
 from lbm_lora.adapter.formats.names import BY_FLAT, BY_FLAT_SGM, BY_SGM, SGM, flat, is_norm
 from lbm_lora.adapter.formats.readers import READERS
-from lbm_lora.configs.values import FormatName
+from lbm_lora.choices import FormatName
 from lbm_lora.errors import AdapterError
 from lbm_lora.naming import ModuleName, ParamName, bias_of, weight_of
 

@@ -1,1 +1,0 @@
-"""Words and numbers that options and the code share. Imports no torch, so that `--help` is quick."""
