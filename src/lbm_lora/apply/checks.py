@@ -105,7 +105,7 @@ def _other_precision(adapter: Adapter, base: Component, found: Fingerprint) -> s
 
 @dataclass(frozen=True, kw_only=True)
 class AppliedAdapter:
-    """How much of one LoRA was applied."""
+    """The part of a LoRA that was applied."""
 
     path: Path
     """Name of its file; `LoRA 1` and so on if it has none."""

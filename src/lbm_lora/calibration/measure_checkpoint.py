@@ -24,7 +24,7 @@ from lbm_lora.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How statistics of a checkpoint are measured.
+    """Options for measuring the statistics of a checkpoint.
 
     Attributes:
         dtype: dtype that the networks run in.

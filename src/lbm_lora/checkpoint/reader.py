@@ -209,7 +209,8 @@ def _open_shards(index: Path) -> dict[Path, _File]:
         raise CheckpointError(f"{index} is not an index of shards: it has no readable `weight_map`.")
     if outside:
         raise CheckpointError(
-            f"{index} names shards outside its folder: {listing(outside, limit=3)}. Only files beside it are read."
+            f"{index} names shards outside its folder: {listing(outside, limit=3)}. Move them next to it, and correct "
+            "their names in the index."
         )
     missing = [name for name in names if not (index.parent / name).exists()]
     if missing:

@@ -1,4 +1,4 @@
-"""How the command line spells lines of a message."""
+"""Messages for the terminal: printable, and on one line."""
 
 from rich.text import Text
 

@@ -57,7 +57,7 @@ WITH_DENSITY = ("ties", "dare", "knots")
 
 @dataclass(frozen=True, kw_only=True)
 class MergeOptions:
-    """How LoRAs become one; see the verb `merge`. `calibration` names the statistics, if errors are weighed by them."""
+    """Options of a merge; see the verb `merge`. `calibration` names the statistics that weigh errors, if any."""
 
     rank: int | None = None
     conv_rank: int | None = None
@@ -118,7 +118,7 @@ def _check_density(options: MergeOptions) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class MergedBase:
-    """What a merged LoRA starts from and leads to.
+    """The base of a merged LoRA, and the tuned model that it leads to.
 
     Attributes:
         fingerprint, tensors: of the base; empty if no LoRA records its base.
@@ -134,7 +134,7 @@ class MergedBase:
 
 @dataclass(frozen=True, kw_only=True)
 class MergedAdapter:
-    """What a merge made.
+    """The result of a merge.
 
     Attributes:
         adapter: the LoRA if it was kept in memory; None if it was written.

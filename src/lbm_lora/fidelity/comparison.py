@@ -355,7 +355,7 @@ def lora_files(adapters: Mapping[str, Adapter]) -> tuple[LoraFile, ...]:
 
 
 def _ranks(settings: Mapping[str, object]) -> tuple[str, str]:
-    """How ranks are split between layers, and the ranks where they are fixed; empty where the file does not say."""
+    """Return how ranks are split between layers, and fixed ranks; empty strings for what the file does not record."""
     rank, conv_rank = settings.get("rank"), settings.get("conv_rank")
     if not isinstance(rank, int) or not isinstance(conv_rank, int) or rank < 1:
         return _SPLITS.get(str(settings.get("rank_policy")), ""), ""

@@ -1,4 +1,4 @@
-"""How near the outputs of base and base + LoRA come to the tuned model's: scores, and their means over images."""
+"""Outputs of base and base + LoRA against the tuned model's: scores for each image, and their means."""
 
 import dataclasses
 import math

@@ -22,7 +22,7 @@ def seen_of(adapter: Adapter, digests: Sequence[str]) -> tuple[bool, ...]:
 
 
 def remark_on_seen(seen: Sequence[bool], images: Sequence[ImageComparison], variant: str) -> str:
-    """What to say of scores that are not all of held-out images; empty where they are."""
+    """Return a remark if the LoRA was calibrated on some of the scored images, else an empty text."""
     known = [image.image for image, is_seen in zip(images, seen, strict=True) if is_seen]
     if not known:
         return ""
